@@ -1,0 +1,71 @@
+"""Every field that all configs share, with its default. Other configs override a few of them.
+
+What each field of `method` means is in the method's docstring (`defect_jax/methods/`), of
+`augment` in `defect_jax/data/augment.py`, of `optimizer` in `defect_jax/optim.py`.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The fields that every config has; `data.name`, sizes and `method` are each config's own."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.dtype = "float32"  # of the computation; parameters are float32 always
+
+    config.data = ml_collections.ConfigDict()
+    config.data.name = ""  # a name of defect_jax.data.datasets.DATASETS
+    config.data.root = ""  # the folder of the images
+    config.data.category = ""  # a category of the dataset, or 'all' for one run each
+    config.data.image_size = (256, 256)  # height, width as the model sees them
+    config.data.channels = 3  # 3 colour, 1 grey
+    config.data.num_classes = 2  # background and defects
+    config.data.fit = "resize"  # or 'pad', which keeps the aspect
+    config.data.cache = "memory"  # keep decoded training images, or 'none': decode every time
+    config.data.cache_dir = ""  # of prepared datasets; '' is ~/.cache/defect_jax/datasets
+    config.data.validation_fraction = 0.1  # of the training images, for the thresholds
+    config.data.validation_files = ()  # drawn from the seed when the run starts
+
+    config.method = ml_collections.ConfigDict()
+    config.method.smoothing = 0.0
+    config.method.top_fraction = 0.0
+
+    config.augment = ml_collections.ConfigDict()
+    config.augment.flip_horizontal = False
+    config.augment.flip_vertical = False
+    config.augment.rotation = 0.0
+    config.augment.min_crop = 1.0
+    config.augment.lighting_probability = 0.0
+    config.augment.lighting_slope = 0.05
+    config.augment.lighting_bias = 10 / 255
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 0
+    config.optimizer.milestones = (0.5, 0.75)
+    config.optimizer.decay_factor = 0.1
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.clip_norm = 0.0
+    config.optimizer.ema_decay = 0.0
+
+    config.train = ml_collections.ConfigDict()
+    config.train.batch_size = 16  # over all devices of all hosts
+    config.train.num_steps = 1000
+    config.train.log_every = 50
+    config.train.checkpoint_every = 500
+    config.train.max_to_keep = 2
+
+    config.eval = ml_collections.ConfigDict()
+    config.eval.batch_size = 16
+    config.eval.bootstrap_samples = 200
+    config.eval.num_shown = 10
+    config.eval.threshold_rule = "quantile"  # or 'area', see defect_jax.metrics.calibration
+    config.eval.image_quantile = 0.99  # of the normal validation images' scores
+    config.eval.pixel_quantile = 0.999  # of their pixels' scores
+    config.eval.unflagged_share = 0.99  # 'area': so many validation images have fewer than
+    config.eval.max_flagged_pixels = 400  # this many flagged pixels, at native resolution
+    return config

@@ -1,0 +1,27 @@
+"""An SSIM autoencoder on a category of MVTec AD, or of any folder in its layout.
+
+    python -m defect_jax.main --config=configs/mvtec_autoencoder.py --workdir=runs/screw \
+        --config.data.root=/path/to/mvtec --config.data.category=screw
+"""
+
+import ml_collections
+
+from configs import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = default.get_config()
+    config.data.name = "mvtec"
+    config.data.category = "screw"
+    config.data.image_size = (128, 128)
+
+    config.method.name = "autoencoder"
+    config.method.model = "bergmann"
+    config.method.code_dim = 100
+    config.method.loss = "ssim"
+    config.method.residual = "ssim"
+    config.method.ssim_windows = (11,)
+
+    config.augment.lighting_probability = 0.5
+    config.train.num_steps = 4000
+    return config

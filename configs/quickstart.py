@@ -1,0 +1,31 @@
+"""The embedded default: an autoencoder on drawn surfaces, no download and no file.
+
+    python -m defect_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+import ml_collections
+
+from configs import default
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = default.get_config()
+    config.data.name = "synthetic"
+    config.data.category = "object"
+    config.data.image_size = (128, 128)
+    config.data.synthetic = ml_collections.ConfigDict()
+    config.data.synthetic.num_train = 200
+    config.data.synthetic.num_test_good = 40
+    config.data.synthetic.num_test_per_defect = 12
+    config.data.synthetic.seed = 0
+
+    config.method.name = "autoencoder"
+    config.method.model = "bergmann"
+    config.method.code_dim = 100
+    config.method.loss = "ssim"
+    config.method.residual = "ssim"
+    config.method.ssim_windows = (11,)
+
+    config.train.num_steps = 600
+    config.train.checkpoint_every = 300
+    return config

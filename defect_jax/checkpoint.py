@@ -1,0 +1,181 @@
+"""A run's folder: its config, its checkpoints, and how to load them again."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import orbax.checkpoint as ocp
+
+from defect_jax.errors import UserError
+from defect_jax.method import Batch, Method, State
+from defect_jax.methods import make_method
+
+# What may change between two starts of one run: where things lie and how often it reports, but
+# nothing that the parameters depend on.
+FREE_FIELDS = (
+    "data.root",
+    "data.cache",
+    "data.cache_dir",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.max_to_keep",
+    "eval.",
+)
+
+
+class Run(NamedTuple):
+    """A run, loaded for analysis.
+
+    Attributes:
+        config: as the run resolved it.
+        method: the Method that the config builds.
+        state: the restored State.
+        predict: Batch -> dict of arrays, jitted, bound to the state.
+    """
+
+    config: ml_collections.ConfigDict
+    method: Method
+    state: State
+    predict: Callable[[Batch], dict[str, jax.Array]]
+
+
+def load_run(workdir: str | pathlib.Path, step: int | None = None) -> Run:
+    """Loads a run from its folder, on whatever devices are there.
+
+    Args:
+        workdir: the run's folder.
+        step: which checkpoint; None for the last one.
+
+    Raises:
+        UserError: no run there, or no such checkpoint.
+    """
+    config = read_config(workdir)
+    method = make_method(config)
+    state = restore(workdir, abstract_state(config, method), step)
+    return Run(config, method, state, jax.jit(lambda batch: method.predict(state, batch)))
+
+
+def example_batch(config: ml_collections.ConfigDict) -> Batch:
+    """A batch of one example of the config's shapes and types, all zeros."""
+    height, width = config.data.image_size
+    return {
+        "image": jnp.zeros((1, height, width, config.data.channels), jnp.uint8),
+        "mask": jnp.zeros((1, height, width), jnp.uint8),
+        "label": jnp.zeros((1,), jnp.int32),
+        "index": jnp.zeros((1,), jnp.int32),
+        "weight": jnp.ones((1,), jnp.float32),
+    }
+
+
+def abstract_state(config: ml_collections.ConfigDict, method: Method) -> State:
+    """The shapes and types of the state, without computing it."""
+    return jax.eval_shape(method.init, jax.random.PRNGKey(config.seed), example_batch(config))
+
+
+def manager(workdir: str | pathlib.Path, max_to_keep: int | None = None) -> ocp.CheckpointManager:
+    """Orbax's manager of `<workdir>/checkpoints`."""
+    return ocp.CheckpointManager(
+        pathlib.Path(workdir).resolve() / "checkpoints",
+        options=ocp.CheckpointManagerOptions(max_to_keep=max_to_keep),
+    )
+
+
+def restore(
+    workdir: str | pathlib.Path, abstract: State, step: int | None = None
+) -> State:
+    """Restores a checkpoint, the last one where `step` is None.
+
+    Raises:
+        UserError: no checkpoint, none at that step, or one of another shape.
+    """
+    with manager(workdir) as checkpoints:
+        steps = sorted(checkpoints.all_steps())
+        if not steps:
+            raise UserError(f"{workdir} holds no checkpoint: train first, or check the path")
+        if step is not None and step not in steps:
+            raise UserError(f"{workdir} has no checkpoint of step {step}: there are {steps}")
+        step = steps[-1] if step is None else step
+        device = jax.local_devices()[0]
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(device)
+            ),
+            abstract,
+        )
+        try:
+            return checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"checkpoint {workdir}/checkpoints/{step} cannot be restored: {reason}; "
+                "remove that folder to go on from the one before"
+            ) from error
+
+
+def write_config(workdir: str | pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Writes `<workdir>/config.json`."""
+    write_json(pathlib.Path(workdir) / "config.json", config.to_dict())
+
+
+def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
+    """Reads `<workdir>/config.json`.
+
+    Raises:
+        UserError: there is none, or it is no JSON.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{workdir} holds no run: no config.json there")
+    try:
+        return _tuples(ml_collections.ConfigDict(json.loads(path.read_text())))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged ({error}): restore it or use a new workdir") from error
+
+
+def check_same_run(
+    workdir: str | pathlib.Path, config: ml_collections.ConfigDict, stored: ml_collections.ConfigDict
+) -> None:
+    """Raises UserError where two configs make different runs; says which fields differ."""
+    now, before = _flat(config.to_dict()), _flat(stored.to_dict())
+    differing = [
+        f"{key} ({before.get(key, 'absent')} there, {now.get(key, 'absent')} now)"
+        for key in sorted(now.keys() | before.keys())
+        if now.get(key) != before.get(key) and not key.startswith(FREE_FIELDS)
+    ]
+    if differing:
+        raise UserError(
+            f"{workdir} holds a run of another config: {'; '.join(differing)}; "
+            "use another workdir or the same config"
+        )
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes JSON so that a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    partial.replace(path)
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _tuples(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """JSON has no tuples; configs have no lists."""
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            _tuples(value)
+        elif isinstance(value, (list, tuple)):
+            config[key] = tuple(value)
+    return config

@@ -1,0 +1,96 @@
+"""Random views of a batch, in JAX, inside the jitted step.
+
+Every choice comes from the example's own key, so it does not depend on the batch, the number of
+devices or the number of hosts.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax.scipy.ndimage import map_coordinates
+
+
+def augment(
+    config: ml_collections.ConfigDict, image: jax.Array, mask: jax.Array, keys: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Flips, rotates, crops and lights each image; its mask follows the geometry.
+
+    Args:
+        config: `config.augment`. `flip_horizontal` and `flip_vertical` are booleans (each drawn
+            with probability 1/2); `rotation` is the largest angle in degrees, either way;
+            `min_crop` the smallest side of a crop as a share of the image's (1 for none; the
+            crop is enlarged to the full size); `lighting_probability`, `lighting_slope` and
+            `lighting_bias` change x to k x + b with k in 1 ± slope and b in ± bias, on the
+            scale of x.
+        image: [B, H, W, C] float32 in [0, 1].
+        mask: [B, H, W] class ids.
+        keys: uint32 [B, 2], one for each example.
+
+    Returns:
+        image and mask of the same shapes and types.
+    """
+    return jax.vmap(functools.partial(_augment_one, config))(image, mask, keys)
+
+
+def _augment_one(
+    config: ml_collections.ConfigDict, image: jax.Array, mask: jax.Array, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    horizontal, vertical, warp, light = jax.random.split(key, 4)
+    if config.flip_horizontal:
+        flip = jax.random.bernoulli(horizontal)
+        image = jnp.where(flip, image[:, ::-1], image)
+        mask = jnp.where(flip, mask[:, ::-1], mask)
+    if config.flip_vertical:
+        flip = jax.random.bernoulli(vertical)
+        image = jnp.where(flip, image[::-1], image)
+        mask = jnp.where(flip, mask[::-1], mask)
+    if config.rotation or config.min_crop < 1:
+        rows, columns = _warp_coordinates(warp, image.shape, config.rotation, config.min_crop)
+        sample = functools.partial(
+            map_coordinates, coordinates=[rows, columns], order=1, mode="reflect"
+        )
+        image = jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
+        mask = map_coordinates(mask, [rows, columns], order=0, mode="reflect")
+    if config.lighting_probability:
+        image = _light(
+            light, image, config.lighting_probability, config.lighting_slope, config.lighting_bias
+        )
+    return image, mask
+
+
+def _warp_coordinates(
+    key: jax.Array, shape: tuple[int, ...], rotation: float, min_crop: float
+) -> tuple[jax.Array, jax.Array]:
+    """Where each output pixel lies in the input: row and column coordinates, each [H, W].
+
+    The crop lies wholly inside the unrotated image; what a rotation brings in from outside is
+    reflected at the border.
+    """
+    height, width = shape[:2]
+    angle_key, scale_key, row_key, column_key = jax.random.split(key, 4)
+    angle = jnp.deg2rad(jax.random.uniform(angle_key, minval=-rotation, maxval=rotation))
+    scale = jax.random.uniform(scale_key, minval=min_crop, maxval=1.0)
+    row_shift = (1 - scale) * height / 2 * jax.random.uniform(row_key, minval=-1, maxval=1)
+    column_shift = (1 - scale) * width / 2 * jax.random.uniform(column_key, minval=-1, maxval=1)
+    centre_row, centre_column = (height - 1) / 2, (width - 1) / 2
+    rows, columns = jnp.meshgrid(
+        jnp.arange(height) - centre_row, jnp.arange(width) - centre_column, indexing="ij"
+    )
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return (
+        scale * (cos * rows - sin * columns) + centre_row + row_shift,
+        scale * (sin * rows + cos * columns) + centre_column + column_shift,
+    )
+
+
+def _light(
+    key: jax.Array, image: jax.Array, probability: float, slope: float, bias: float
+) -> jax.Array:
+    """x -> k x + b, clipped to [0, 1] (the lighting of DeeCamp's group 10: k ± 0.05, b ± 10/255)."""
+    apply_key, slope_key, bias_key = jax.random.split(key, 3)
+    k = 1 + slope * jax.random.uniform(slope_key, minval=-1, maxval=1)
+    b = bias * jax.random.uniform(bias_key, minval=-1, maxval=1)
+    lit = jnp.clip(k * image + b, 0.0, 1.0)
+    return jnp.where(jax.random.bernoulli(apply_key, probability), lit, image)

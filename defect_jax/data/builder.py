@@ -1,0 +1,260 @@
+"""Prepares the examples of a dataset once with TensorFlow Datasets and reads them back encoded.
+
+A dataset module lists its source, hashes that list (`fingerprint`) and hands `prepare` one
+generator of examples a split. The fingerprint is part of the prepared folder's name, so a source
+that changed is prepared anew. TensorFlow Datasets writes to a temporary folder and renames it at
+the end, so an interrupted preparation is never taken for a finished one.
+"""
+
+import contextlib
+import functools
+import hashlib
+import io
+import os
+import pathlib
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+import tqdm
+from absl import logging
+from PIL import Image
+
+from defect_jax.data.examples import Examples
+from defect_jax.errors import UserError
+
+# TensorFlow only reads files here; left alone it would reserve the accelerator's memory.
+tf.config.set_visible_devices([], "GPU")
+
+Generators = Mapping[str, Callable[[], Iterable[dict]]]
+
+# Raise it when the same source is to be prepared differently: the fingerprint holds it.
+_VERSION = "1.0.0"
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+_UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+
+
+class PreparedExamples(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Writes examples (see `prepare`) in the order in which the generators give them."""
+
+    VERSION = tfds.core.Version(_VERSION)
+    # Nothing is downloaded, so no checksums lie beside the code. Looking for them would need
+    # importlib_resources, which TensorFlow Datasets 4.9.10 does not declare.
+    code_path = None
+
+    def __init__(self, data_dir: str, generators: Generators):
+        self._generators = generators
+        super().__init__(data_dir=data_dir)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Image(),
+            # Not an Image, as empty bytes stand for a mask that is background everywhere.
+            "mask": tfds.features.Scalar(tf.string),
+            "label": tfds.features.Scalar(tf.int32),
+            "defect_type": tfds.features.Text(),
+            "filename": tfds.features.Text(),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager):
+        del dl_manager  # nothing is downloaded
+        return {split: self._generate_examples(g) for split, g in self._generators.items()}
+
+    def _generate_examples(self, generate):
+        yield from enumerate(generate())
+
+
+def prepare(
+    generators: Generators, name: str, fingerprint: str, cache_dir: str, num_examples: int
+) -> PreparedExamples:
+    """Prepares a dataset unless a finished preparation of the same fingerprint is there.
+
+    Args:
+        generators: for each split a function that gives its examples, at least one, as dicts of
+            `image` (bytes of an 8-bit PNG or JPEG), `mask` (bytes of a one-channel PNG of class
+            ids, or empty), `label` (int), `defect_type` (str) and `filename` (str, unique).
+        name: the dataset, '/' between parts; names the folder and the progress bar.
+        fingerprint: what the examples depend on, see `fingerprint`.
+        cache_dir: the folder of prepared datasets; '' stands for ~/.cache/defect_jax/datasets.
+        num_examples: of all splits, for the progress bar.
+
+    Returns:
+        What `read` reads from.
+
+    Raises:
+        UserError: the folder cannot be written, or a generator found bad input.
+    """
+    folder = pathlib.Path(cache_dir or "~/.cache/defect_jax/datasets").expanduser()
+    data_dir = str(folder / name / fingerprint)
+    try:
+        os.makedirs(data_dir, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write prepared images to {data_dir} ({error.strerror}): set data.cache_dir"
+        ) from error
+    with (
+        _quiet(),
+        tqdm.tqdm(
+            desc=f"preparing {name}", total=num_examples, unit=" images", leave=False, delay=0.2
+        ) as bar,
+    ):
+        counted = {s: functools.partial(_count, g, bar) for s, g in generators.items()}
+        builder = PreparedExamples(data_dir, counted)
+        try:
+            builder.download_and_prepare()
+        except OSError:
+            # Another process may have finished the same preparation since this one began.
+            builder = PreparedExamples(data_dir, counted)
+            if not builder.info.splits:
+                raise
+    return builder
+
+
+def read(builder: PreparedExamples, split: str) -> Examples:
+    """Returns the examples of one split, sorted by file name.
+
+    Raises:
+        UserError: there is no such split.
+    """
+    if split not in builder.info.splits:
+        known = ", ".join(sorted(builder.info.splits))
+        raise UserError(f"this dataset has no split '{split}': choose one of {known}")
+    dataset = builder.as_dataset(
+        split=split,
+        decoders={"image": tfds.decode.SkipDecoding()},
+        read_config=tfds.ReadConfig(try_autocache=False),
+    )
+    size = builder.info.splits[split].num_examples
+    rows = {k: v.numpy() for k, v in next(iter(dataset.batch(size))).items()}
+    for key in ("defect_type", "filename"):
+        rows[key] = np.array([value.decode() for value in rows[key]])
+    examples = Examples(**rows)
+    return examples.take(np.argsort(examples.filename))
+
+
+def fingerprint(root: pathlib.Path, files: Iterable[pathlib.Path], *options: object) -> str:
+    """Returns 16 hexadecimal digits that change when a file or an option does.
+
+    A file counts by its path, size and times of change (of content and of metadata, so that a
+    replaced file with a copied time stamp is noticed), without being read.
+    """
+    digest = hashlib.sha256(repr((_VERSION, str(root.resolve()), options)).encode())
+    for path in sorted(files):
+        stat = path.stat()
+        row = (path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        digest.update(repr(row).encode())
+    return digest.hexdigest()[:16]
+
+
+def list_images(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the image files right in `folder`, sorted; none where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and p.is_file())
+
+
+def encode_image(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
+    """Reads an image file as what `tf.io.decode_image` understands.
+
+    PNG and JPEG files with 8 bits a channel, grey or RGB, are taken as they are. Anything else
+    becomes an 8-bit PNG: 16-bit grey by 1/257, 16-bit colour by its high byte, alpha left out,
+    the first page of several.
+
+    Returns:
+        The encoded image, and its (height, width).
+
+    Raises:
+        UserError: the file is truncated, unreadable or of an unknown pixel format.
+    """
+    image, data = _open(path)
+    if _is_plain(image, data):
+        return data, (image.height, image.width)
+    low, high = image.getextrema() if len(image.getbands()) == 1 else (0, 0)
+    if image.mode.startswith("I") and low >= 0 and high < 2**16:
+        pixels = np.rint(np.asarray(image, np.float32) / 257.0).astype(np.uint8)
+    elif image.mode in ("1", "L", "LA", "La"):
+        pixels = np.asarray(image.convert("L"))
+    elif image.mode.startswith(("I", "F")):
+        raise UserError(f"{path}: pixel format '{image.mode}' has no known range: save as 8 bits")
+    else:
+        pixels = np.asarray(image.convert("RGB"))
+    return encode_png(pixels), (image.height, image.width)
+
+
+def encode_mask(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
+    """Reads a mask file as a PNG of class ids: 1 where any colour is nonzero, else 0.
+
+    Returns:
+        The encoded mask, and its (height, width).
+
+    Raises:
+        UserError: the file is truncated or unreadable.
+    """
+    image, _ = _open(path)
+    if image.mode in ("LA", "La"):
+        image = image.convert("L")
+    elif image.mode not in ("1", "L", "F") and not image.mode.startswith("I"):
+        image = image.convert("RGB")
+    # JPEG leaves faint ripples around the outline, which are no defect.
+    lowest = 128 if is_jpeg else 1
+    defect = np.asarray(image) >= lowest
+    classes = defect.any(axis=-1) if defect.ndim == 3 else defect
+    return encode_png(classes.astype(np.uint8)), (image.height, image.width)
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """Returns [H, W] or [H, W, 3] uint8 as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _open(path: pathlib.Path) -> tuple[Image.Image, bytes]:
+    """Returns the fully decoded image and the bytes of its file."""
+    try:
+        data = path.read_bytes()
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except _UNREADABLE as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot read image {path} ({reason}): replace or remove it") from error
+    return image, data
+
+
+def _is_plain(image: Image.Image, data: bytes) -> bool:
+    """Whether the file is a PNG or JPEG with 8 bits a channel, grey or RGB, without alpha."""
+    if image.mode not in ("L", "RGB") or image.format not in ("PNG", "JPEG"):
+        return False
+    # Pillow does not tell a PNG's depth: it is byte 24, in the header that comes first.
+    return image.format == "JPEG" or (data[24] == 8 and "transparency" not in image.info)
+
+
+def _count(generate: Callable[[], Iterable[dict]], bar: tqdm.tqdm) -> Iterator[dict]:
+    for example in generate():
+        yield example
+        bar.update()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the library's own messages and bars from the terminal; warnings still show."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)

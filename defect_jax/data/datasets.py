@@ -1,0 +1,88 @@
+"""The table of datasets, and their splits."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import ml_collections
+import numpy as np
+
+from defect_jax.data import bsdata, mvtec, synthetic
+from defect_jax.data.examples import Examples
+from defect_jax.errors import UserError, lookup
+
+
+class Dataset(NamedTuple):
+    """Where a dataset's examples come from.
+
+    Attributes:
+        load: (config.data, split) -> Examples; splits 'train', 'test' and, where
+            `has_validation`, 'validation'.
+        categories: config.data -> the names that `config.data.category` may take.
+        has_validation: whether the dataset comes with validation images of its own; else they
+            are drawn from the training images.
+    """
+
+    load: Callable[[ml_collections.ConfigDict, str], Examples]
+    categories: Callable[[ml_collections.ConfigDict], list[str]]
+    has_validation: bool
+
+
+DATASETS = {
+    "mvtec": Dataset(mvtec.load, lambda data: mvtec.categories(data.root), False),
+    "bsdata": Dataset(bsdata.load, lambda data: [data.category], True),
+    "synthetic": Dataset(synthetic.load, lambda data: sorted(synthetic.SURFACES), False),
+}
+
+
+def categories(config: ml_collections.ConfigDict) -> list[str]:
+    """The categories that a run over `config.data.category` consists of ('all' for every one)."""
+    dataset = lookup(DATASETS, config.data.name, "data.name")
+    if config.data.category == "all":
+        return dataset.categories(config.data)
+    return [config.data.category]
+
+
+def draw_validation(config: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """The file names of the training images to hold out for validation.
+
+    `config.data.validation_fraction` of them, at least one, drawn from `config.seed`. Empty
+    where the dataset has validation images of its own.
+
+    Raises:
+        UserError: a fraction outside (0, 1), or too few images to hold one out.
+    """
+    dataset = lookup(DATASETS, config.data.name, "data.name")
+    if dataset.has_validation:
+        return ()
+    fraction = config.data.validation_fraction
+    if not 0 < fraction < 1:
+        raise UserError(f"data.validation_fraction is {fraction}: it must lie between 0 and 1")
+    names = np.sort(dataset.load(config.data, "train").filename)
+    count = max(1, round(fraction * len(names)))
+    if count >= len(names):
+        raise UserError(
+            f"{config.data.name} '{config.data.category}' has {len(names)} training images: "
+            f"holding out {count} for validation leaves none"
+        )
+    return tuple(sorted(np.random.default_rng(config.seed).permutation(names)[:count].tolist()))
+
+
+def load_split(config: ml_collections.ConfigDict, split: str) -> Examples:
+    """The examples of 'train', 'validation' or 'test'.
+
+    Raises:
+        UserError: an unknown dataset or category, bad files (see the dataset's module), or
+            validation files that are no longer there.
+    """
+    dataset = lookup(DATASETS, config.data.name, "data.name")
+    if dataset.has_validation or split == "test":
+        return dataset.load(config.data, split)
+    train = dataset.load(config.data, "train")
+    missing = set(config.data.validation_files) - set(train.filename)
+    if missing:
+        raise UserError(
+            f"validation image {min(missing)} of this run's config is not among the training "
+            f"images of '{config.data.category}': restore it or start a new run"
+        )
+    held_out = np.isin(train.filename, config.data.validation_files)
+    return train.take(np.flatnonzero(held_out if split == "validation" else ~held_out))

@@ -1,0 +1,323 @@
+"""The one evaluation path: predict a split, run the metrics, write the results."""
+
+import contextlib
+import csv
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from defect_jax import checkpoint, report, visualize
+from defect_jax.data import datasets, pipeline
+from defect_jax.data.examples import Examples
+from defect_jax.errors import UserError, lookup
+from defect_jax.method import Batch, Method, State
+from defect_jax.methods import make_method
+from defect_jax.metrics import (
+    METRICS,
+    Calibration,
+    Estimate,
+    Example,
+    Metric,
+    Thresholds,
+    bootstrap_weights,
+    is_flagged,
+)
+from defect_jax.metrics.histogram import pr_curve, pro_curve, roc_curve
+
+Predict = Callable[[Batch], dict[str, np.ndarray]]
+# defect type -> metric name -> the metric's state after the images of that type
+Totals = dict[str, dict[str, Metric]]
+
+
+def evaluate(
+    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, split: str = "test"
+) -> dict[str, Any]:
+    """Evaluates a run's last checkpoint.
+
+    Writes `calibration.json` (thresholds, from normal validation images only) and, into
+    `eval/<split>/`, `metrics.json`, `images.csv`, `overlays/sheet.png`, `curves.png` and
+    `scores.png`; the pictures go to TensorBoard too.
+
+    Args:
+        config: as `run.open_run` resolved it.
+        workdir: the run's folder.
+        split: what to evaluate.
+
+    Returns:
+        What `metrics.json` holds: each metric's value under its name and its 95 % interval over
+        bootstrapped images under `<name>_ci`, then the same under `calibrated` and
+        `by_defect/<type>`. None where the split leaves it undefined
+        (an AUROC without good images, say).
+
+    Raises:
+        UserError: no checkpoint, an empty split, bad files, or a score that is NaN.
+    """
+    workdir = pathlib.Path(workdir)
+    method = make_method(config)
+    state = checkpoint.restore(workdir, checkpoint.abstract_state(config, method))
+    predict = make_predict(method, state)
+    thresholds = calibrate(config, predict, workdir)
+    examples = datasets.load_split(config, split)
+    if not len(examples):
+        raise UserError(f"{config.data.name} '{config.data.category}': no {split} images")
+    folder = workdir / "eval" / split
+    start = time.monotonic()
+    totals, shown = _measure(config, examples, predict, thresholds, folder)
+    results = _results(totals) | {
+        "num_images": len(examples),
+        "step": int(state.step),
+        "seconds": time.monotonic() - start,
+    }
+    checkpoint.write_json(folder / "metrics.json", results)
+    _draw(config, workdir, folder, totals, shown, results, thresholds)
+    return results
+
+
+def make_predict(method: Method, state: State) -> Predict:
+    """The method's `predict`, compiled once per shape, each batch spread over the local devices.
+
+    A batch's size must be a multiple of their number.
+    """
+    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("batch",))
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+    state = jax.device_put(state, replicated)
+    compiled = jax.jit(method.predict)
+    return lambda batch: jax.device_get(compiled(state, jax.device_put(batch, spread)))
+
+
+def predictions(
+    config: ml_collections.ConfigDict, examples: Examples, predict: Predict
+) -> Iterator[Example]:
+    """Each example with its prediction, in order, maps at the resolution of the example's file.
+
+    Yields:
+        dicts with `filename`, `defect_type`, `label`, `image` [H, W, C] uint8 as the model saw
+        it, `mask` [h, w], `score`, `score_map` [h, w], and where the method has them
+        `reconstruction` [H, W, C] and `class_map` [h, w], the class of each pixel.
+    """
+    devices = jax.local_device_count()
+    batch_size = -(-config.eval.batch_size // devices) * devices
+    for batch in pipeline.eval_batches(config, examples, batch_size):
+        prediction = predict(batch)
+        for row in np.flatnonzero(batch["weight"]):
+            one = {name: values[row] for name, values in prediction.items()}
+            yield _at_native_size(config, examples, int(batch["index"][row]), batch["image"][row], one)
+
+
+def calibrate(
+    config: ml_collections.ConfigDict, predict: Predict, workdir: pathlib.Path
+) -> Thresholds | None:
+    """Chooses thresholds on the validation images and writes `calibration.json`.
+
+    Returns:
+        The thresholds by the rule that `config.eval.threshold_rule` names; None where the
+        dataset has no normal validation images.
+
+    Raises:
+        UserError: a validation image that is not good, or an unknown rule.
+    """
+    examples = datasets.load_split(config, "validation")
+    if not len(examples):
+        return None
+    if examples.label.any():
+        name = examples.filename[examples.label.argmax()]
+        raise UserError(f"validation image {name} is labelled defective: calibration needs good ones")
+    states = (
+        Calibration.from_example(example, config.eval.max_flagged_pixels)
+        for example in predictions(config, examples, predict)
+    )
+    rules = functools.reduce(Calibration.merge, states).compute(
+        config.eval.image_quantile, config.eval.pixel_quantile, config.eval.unflagged_share
+    )
+    checkpoint.write_json(workdir / "calibration.json", rules)
+    known = {name: rule for name, rule in rules.items() if isinstance(rule, dict)}
+    return Thresholds(**lookup(known, config.eval.threshold_rule, "eval.threshold_rule"))
+
+
+def _at_native_size(
+    config: ml_collections.ConfigDict,
+    examples: Examples,
+    number: int,
+    image: np.ndarray,
+    prediction: dict[str, np.ndarray],
+) -> Example:
+    size = pipeline.native_size(examples, number)
+    filled = pipeline.fitted_size(size, config.data.image_size, config.data.fit)
+    example = {
+        "filename": str(examples.filename[number]),
+        "defect_type": str(examples.defect_type[number]),
+        "label": int(examples.label[number]),
+        "image": image,
+        "mask": pipeline.native_mask(examples, number),
+        "score": float(prediction["score"]),
+        "score_map": _resize_map(prediction["score_map"], filled, size),
+        "bootstrap": bootstrap_weights(config.seed, number, config.eval.bootstrap_samples),
+    }
+    if "reconstruction" in prediction:
+        example["reconstruction"] = prediction["reconstruction"]
+    if "mask_logits" in prediction:
+        logits = np.moveaxis(prediction["mask_logits"], -1, 0)
+        resized = [_resize_map(channel, filled, size) for channel in logits]
+        example["class_map"] = np.argmax(resized, axis=0)
+    return example
+
+
+def _resize_map(values: np.ndarray, filled: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """Takes the part [filled] of a map that the image fills to the file's size, bilinearly."""
+    part = Image.fromarray(np.ascontiguousarray(values[: filled[0], : filled[1]], np.float32))
+    if filled != size:
+        part = part.resize(size[::-1], Image.Resampling.BILINEAR)
+    return np.asarray(part)
+
+
+def _measure(
+    config: ml_collections.ConfigDict,
+    examples: Examples,
+    predict: Predict,
+    thresholds: Thresholds | None,
+    folder: pathlib.Path,
+) -> tuple[Totals, list[Example]]:
+    """Runs every metric over a split; keeps only the few examples to be shown."""
+    totals: Totals = {}
+    chosen = set(_choose_shown(examples, config.eval.num_shown))
+    shown = []
+    with _csv_rows(folder / "images.csv") as write_row:
+        for number, example in enumerate(predictions(config, examples, predict)):
+            if thresholds is not None:
+                example["thresholds"] = thresholds
+            total = totals.setdefault(example["defect_type"], {})
+            for name, metric in METRICS.items():
+                if all(key in example for key in metric.reads):
+                    one = metric.from_example(example)
+                    total[name] = total[name].merge(one) if name in total else one
+            write_row(_image_row(example))
+            if number in chosen:
+                shown.append(example)
+    return totals, shown
+
+
+def _choose_shown(examples: Examples, count: int) -> list[int]:
+    """The first example of each defect type, then the second of each, and so on."""
+    order = []
+    for kind in np.unique(examples.defect_type):
+        order += list(enumerate(np.flatnonzero(examples.defect_type == kind).tolist()))
+    return [number for _, number in sorted(order)[:count]]
+
+
+@contextlib.contextmanager
+def _csv_rows(path: pathlib.Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Writes rows as they come; the file takes its name when all are there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.writer(file)
+
+        def write_row(row: dict[str, Any]) -> None:
+            if file.tell() == 0:
+                writer.writerow(row)
+            writer.writerow(row.values())
+
+        yield write_row
+    partial.replace(path)
+
+
+def _image_row(example: Example) -> dict[str, Any]:
+    row = {
+        "filename": example["filename"],
+        "defect_type": example["defect_type"],
+        "label": example["label"],
+        "score": example["score"],
+        "defect_pixels": int(np.count_nonzero(example["mask"])),
+    }
+    if "thresholds" in example:
+        above = example["score_map"] > example["thresholds"].pixel
+        row["flagged"] = int(is_flagged(example))
+        row["flagged_pixels"] = int(np.count_nonzero(above))
+    return row
+
+
+def _results(totals: Totals) -> dict[str, Any]:
+    """The metrics over all images, and over each defect type together with the good images."""
+    results: dict[str, Any] = _named(_merge_types(totals.values()))
+    types = [kind for kind in totals if kind != "good"]
+    good = [totals["good"]] if "good" in totals else []
+    results["by_defect"] = {
+        kind: _named(_merge_types([*good, totals[kind]])) for kind in sorted(types)
+    }
+    return results
+
+
+def _merge_types(totals: Any) -> dict[str, Metric]:
+    merged: dict[str, Metric] = {}
+    for total in totals:
+        for name, metric in total.items():
+            merged[name] = merged[name].merge(metric) if name in merged else metric
+    return merged
+
+
+def _named(metrics: dict[str, Metric]) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for name, metric in metrics.items():
+        values = _with_intervals(metric.compute())
+        named |= {"calibrated": values} if name == "calibrated" else values
+    return named
+
+
+def _with_intervals(estimates: dict[str, Estimate]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, estimate in estimates.items():
+        values[name] = None if np.isnan(estimate.value) else estimate.value
+        values[f"{name}_ci"] = estimate.interval()
+    return values
+
+
+def _draw(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    folder: pathlib.Path,
+    totals: Totals,
+    shown: list[Example],
+    results: dict[str, Any],
+    thresholds: Thresholds | None,
+) -> None:
+    merged = _merge_types(totals.values())
+    image, pixel = merged["image_ranking"].fine, merged["pixel_ranking"].fine
+    curves = {
+        "image_roc": roc_curve(image),
+        "image_pr": pr_curve(image),
+        "pixel_roc": roc_curve(pixel),
+        "pixel_pr": pr_curve(pixel),
+        "pro": pro_curve(pixel),
+    }
+    curves = {name: curve for name, curve in curves.items() if np.isfinite(curve).all()}
+    maps = np.concatenate([example["score_map"].ravel() for example in shown])
+    with (folder / "images.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    scores = np.array([float(row["score"]) for row in rows])
+    labels = np.array([int(row["label"]) for row in rows])
+    figures = {
+        "overlays/sheet": visualize.overlay_sheet(
+            shown,
+            thresholds.pixel if thresholds else None,
+            (float(np.quantile(maps, 0.01)), float(np.quantile(maps, 0.999))),
+        ),
+        "curves": visualize.curves(curves, results),
+        "scores": visualize.score_histogram(
+            scores, labels, thresholds.image if thresholds else None
+        ),
+    }
+    with report.tensorboard(workdir) as events:
+        for name, figure in figures.items():
+            visualize.save(figure, folder / f"{name}.png")
+            if events is not None:
+                pixels = visualize.to_array(figure)[None]
+                events.write_images(results["step"], {f"eval/{folder.name}/{name}": pixels})
+    print(f"pictures: {folder / 'overlays/sheet.png'}", flush=True)

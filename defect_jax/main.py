@@ -1,0 +1,33 @@
+"""Flags to runs: `python -m defect_jax.main --config=configs/quickstart.py --workdir=runs/first`."""
+
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from defect_jax.errors import UserError
+from defect_jax.run import run
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="The run's config file.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; made where there is none.")
+MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "evaluate"], "Train and then evaluate, or only evaluate."
+)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.ERROR)  # Orbax and tfds tell their inner life at INFO
+    try:
+        run(CONFIG.value, WORKDIR.value, MODE.value)
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

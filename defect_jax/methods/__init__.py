@@ -1,0 +1,19 @@
+"""The table of methods."""
+
+import ml_collections
+
+from defect_jax.errors import lookup
+from defect_jax.method import Method
+from defect_jax.methods.autoencoder import autoencoder
+from defect_jax.methods.segmenter import segmenter
+
+METHODS = {"autoencoder": autoencoder, "segmenter": segmenter}
+
+
+def make_method(config: ml_collections.ConfigDict) -> Method:
+    """Builds the method that `config.method.name` names.
+
+    Raises:
+        UserError: an unknown method, model or loss.
+    """
+    return lookup(METHODS, config.method.name, "method.name")(config)

@@ -1,0 +1,27 @@
+"""The table of metrics, and what evaluation needs beside it."""
+
+from defect_jax.metrics.anomaly import Calibrated, ImageRanking, PixelRanking
+from defect_jax.metrics.calibration import Calibration, Thresholds
+from defect_jax.metrics.metric import Estimate, Example, Metric, bootstrap_weights
+from defect_jax.metrics.segmentation import Segmentation
+
+METRICS: dict[str, type[Metric]] = {
+    "image_ranking": ImageRanking,
+    "pixel_ranking": PixelRanking,
+    "segmentation": Segmentation,
+    "calibrated": Calibrated,
+}
+
+__all__ = [
+    "METRICS",
+    "Calibrated",
+    "Calibration",
+    "Estimate",
+    "Example",
+    "ImageRanking",
+    "Metric",
+    "PixelRanking",
+    "Segmentation",
+    "Thresholds",
+    "bootstrap_weights",
+]

@@ -1,0 +1,84 @@
+"""Overlap of predicted and true foreground."""
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+
+from defect_jax.metrics.metric import Estimate, Example, case_weights, ratio
+
+
+@dataclasses.dataclass(frozen=True)
+class Overlap:
+    """Sums over images from which the foreground's IoU and Dice follow.
+
+    Attributes:
+        sums: [1 + B, 5] float64, per resampling: pixels that are true positive, false positive
+            and false negative; the images' own IoU; images with foreground in mask or prediction.
+    """
+
+    sums: np.ndarray
+
+    @classmethod
+    def from_maps(cls, predicted: np.ndarray, mask: np.ndarray, weights: np.ndarray) -> "Overlap":
+        """Returns the sums of one image: predicted and mask [h, w], nonzero is foreground.
+
+        Raises:
+            ValueError: the shapes differ.
+        """
+        check_same_shape(predicted, mask)
+        predicted, true = np.asarray(predicted) != 0, np.asarray(mask) != 0
+        both = int(np.count_nonzero(predicted & true))
+        only_predicted = int(np.count_nonzero(predicted)) - both
+        only_true = int(np.count_nonzero(true)) - both
+        union = both + only_predicted + only_true
+        counts = np.array(
+            [both, only_predicted, only_true, both / union if union else 0, union > 0]
+        )
+        return cls(weights[:, None] * counts)
+
+    def merge(self, other: "Overlap") -> "Overlap":
+        """Returns the sums over the images of both."""
+        return Overlap(self.sums + other.sums)
+
+    def compute(self) -> dict[str, Estimate]:
+        """Returns `iou` and `dice` of all pixels pooled, and `iou_per_image`, all in [0, 1].
+
+        The mean over images leaves out images without foreground in mask and prediction. NaN
+        where no image has any.
+        """
+        both, only_predicted, only_true, iou, images = self.sums.T
+        errors = only_predicted + only_true
+        return {
+            "iou": ratio(both, both + errors),
+            "dice": ratio(2 * both, 2 * both + errors),
+            "iou_per_image": ratio(iou, images),
+        }
+
+
+def check_same_shape(predicted: np.ndarray, mask: np.ndarray) -> None:
+    """Raises ValueError unless both have the same shape: broadcasting would hide the mistake."""
+    if np.shape(predicted) != np.shape(mask):
+        raise ValueError(f"prediction {np.shape(predicted)} and mask {np.shape(mask)} must agree")
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+    """Foreground IoU and Dice of a segmenter's class map (any class but 0 is foreground)."""
+
+    reads: ClassVar[tuple[str, ...]] = ("class_map", "mask")
+    overlap: Overlap
+
+    @classmethod
+    def from_example(cls, example: Example) -> "Segmentation":
+        """Returns the state after this one example."""
+        weights = case_weights(example)
+        return cls(Overlap.from_maps(example["class_map"], example["mask"], weights))
+
+    def merge(self, other: "Segmentation") -> "Segmentation":
+        """Returns the state after the examples of both."""
+        return Segmentation(self.overlap.merge(other.overlap))
+
+    def compute(self) -> dict[str, Estimate]:
+        """Returns `iou`, `dice` and `iou_per_image`, see `Overlap.compute`."""
+        return self.overlap.compute()

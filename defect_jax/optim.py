@@ -1,0 +1,129 @@
+"""Schedules, optimizers, and the average of the parameters."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from defect_jax.errors import UserError, lookup
+from defect_jax.method import State
+
+
+def _constant(learning_rate: float, **_) -> optax.Schedule:
+    return optax.constant_schedule(learning_rate)
+
+
+def _step(
+    learning_rate: float, steps: int, milestones: Sequence[float], decay_factor: float
+) -> optax.Schedule:
+    boundaries = {int(fraction * steps): decay_factor for fraction in milestones}
+    return optax.piecewise_constant_schedule(learning_rate, boundaries)
+
+
+def _cosine(learning_rate: float, steps: int, **_) -> optax.Schedule:
+    return optax.cosine_decay_schedule(learning_rate, max(steps, 1))
+
+
+SCHEDULES = {"constant": _constant, "step": _step, "cosine": _cosine}
+
+OPTIMIZERS = {
+    "adam": lambda b1, b2: optax.scale_by_adam(b1=b1, b2=b2),
+    "sgd": lambda b1, b2: optax.trace(decay=b1),
+}
+
+
+class AverageState(NamedTuple):
+    """The number of updates, and the moving average of the parameters, a tree like theirs."""
+
+    count: jax.Array
+    average: Any
+
+
+def make_schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Schedule:
+    """The learning rate as a function of the step.
+
+    A linear warm-up over `config.warmup_steps`, then `config.schedule` over the steps that are
+    left: 'constant', 'step' (times `decay_factor` at each of `milestones`, fractions of them) or
+    'cosine' (to zero).
+
+    Raises:
+        UserError: unknown schedule, or a warm-up longer than the run.
+    """
+    schedule_fn = lookup(SCHEDULES, config.schedule, "optimizer.schedule")
+    if not 0 <= config.warmup_steps <= num_steps:
+        raise UserError(
+            f"optimizer.warmup_steps is {config.warmup_steps}: it must lie between 0 and the "
+            f"{num_steps} steps of the run"
+        )
+    schedule = schedule_fn(
+        config.learning_rate,
+        steps=num_steps - config.warmup_steps,
+        milestones=config.milestones,
+        decay_factor=config.decay_factor,
+    )
+    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+    return optax.join_schedules([warmup, schedule], [config.warmup_steps])
+
+
+def make_optimizer(
+    config: ml_collections.ConfigDict, num_steps: int
+) -> optax.GradientTransformation:
+    """Clipping, the named optimizer, decoupled weight decay, schedule and parameter average.
+
+    Args:
+        config: `config.optimizer`. `clip_norm` 0 is off; `weight_decay` is decoupled (Loshchilov
+            & Hutter 2019, so 'adam' with a weight decay is AdamW) and leaves vectors (biases,
+            scales) alone; `ema_decay` 0 is off.
+        num_steps: the length of the run.
+
+    Raises:
+        UserError: an unknown name or a warm-up that is too long.
+    """
+    scale_by = lookup(OPTIMIZERS, config.name, "optimizer.name")
+    schedule = make_schedule(config, num_steps)
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+        scale_by(config.b1, config.b2),
+        optax.add_decayed_weights(config.weight_decay, mask=_matrices)
+        if config.weight_decay
+        else optax.identity(),
+        optax.inject_hyperparams(optax.scale_by_learning_rate)(learning_rate=schedule),
+        average_params(config.ema_decay) if config.ema_decay else optax.identity(),
+    )
+
+
+def average_params(decay: float) -> optax.GradientTransformation:
+    """Keeps an exponential moving average of the parameters; changes no update.
+
+    The average starts as a copy of the initial parameters and early steps use the smaller decay
+    (1 + n) / (10 + n), so that the random start is soon forgotten.
+    """
+
+    def init(params):
+        return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
+
+    def update(updates, state, params):
+        now = jnp.minimum(decay, (1 + state.count) / (10 + state.count))
+        params = optax.apply_updates(params, updates)
+        average = jax.tree.map(lambda a, p: now * a + (1 - now) * p, state.average, params)
+        return updates, AverageState(state.count + 1, average)
+
+    return optax.GradientTransformation(init, update)
+
+
+def learning_rate(opt_state: Any) -> jax.Array:
+    """The learning rate of the last update, float32 scalar."""
+    return optax.tree_utils.tree_get(opt_state, "learning_rate")
+
+
+def averaged_params(state: State) -> Any:
+    """The parameters to predict with: their moving average where there is one."""
+    average = optax.tree_utils.tree_get(state.opt_state, "average")
+    return state.params if average is None else average
+
+
+def _matrices(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -1,0 +1,65 @@
+"""One run, or one for each category."""
+
+import pathlib
+
+import ml_collections
+
+from defect_jax import checkpoint, visualize
+from defect_jax.data import datasets
+from defect_jax.evaluate import evaluate
+from defect_jax.train import train
+
+TABLE_KEYS = ["image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro_30", "iou", "dice"]
+
+
+def run(
+    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, mode: str
+) -> dict[str, dict]:
+    """Trains (in mode 'train') and evaluates, and prints a table.
+
+    With `config.data.category` 'all' there is one run for each category, in a sub-folder of its
+    name, and the table ends with their mean.
+
+    Returns:
+        category -> what `evaluate` returns.
+
+    Raises:
+        UserError: see `train` and `evaluate`.
+    """
+    workdir = pathlib.Path(workdir)
+    results = {}
+    for category in datasets.categories(config):
+        one = config.copy_and_resolve_references()
+        one.data.category = category
+        folder = workdir / category if config.data.category == "all" else workdir
+        one = open_run(one, folder, mode)
+        if mode == "train":
+            train(one, folder)
+        results[category] = evaluate(one, folder)
+    keys = [key for key in TABLE_KEYS if any(key in result for result in results.values())]
+    print("\n" + visualize.results_table(results, keys), flush=True)
+    if config.data.category == "all":
+        checkpoint.write_json(workdir / "results.json", results)
+    return results
+
+
+def open_run(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str
+) -> ml_collections.ConfigDict:
+    """Resolves the config of a run and sees to its folder.
+
+    A new run draws its validation images and writes `config.json`; a run that is there must have
+    the same config.
+
+    Raises:
+        UserError: the folder holds a run of another config, or, in mode 'evaluate', none.
+    """
+    config = config.copy_and_resolve_references()
+    if mode == "evaluate" or (workdir / "config.json").exists():
+        stored = checkpoint.read_config(workdir)
+        config.data.validation_files = stored.data.validation_files
+        checkpoint.check_same_run(workdir, config, stored)
+        return config
+    config.data.validation_files = datasets.draw_validation(config)
+    checkpoint.write_config(workdir, config)
+    return config
