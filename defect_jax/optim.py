@@ -116,7 +116,7 @@ def average_params(decay: float) -> optax.GradientTransformation:
 
 def learning_rate(opt_state: Any) -> jax.Array:
     """The learning rate of the last update, float32 scalar."""
-    return optax.tree_utils.tree_get(opt_state, "learning_rate")
+    return optax.tree_utils.tree_get(opt_state, "hyperparams")["learning_rate"]
 
 
 def averaged_params(state: State) -> Any:

@@ -87,7 +87,7 @@ def _gradient_step(
     updates, opt_state = tx.update(gradient, state.opt_state, state.params)
     metrics |= {
         "loss": loss,
-        "gradient_norm": optax.global_norm(gradient),
+        "gradient_norm": optax.tree.norm(gradient),
         "learning_rate": optim.learning_rate(opt_state),
     }
     state = state.replace(

@@ -44,7 +44,7 @@ def autoencoder(config: ml_collections.ConfigDict) -> Method:
         score_image, smoothing=method.smoothing, top_fraction=method.top_fraction
     )
     tx = optim.make_optimizer(config.optimizer, config.train.num_steps)
-    losses = functools.partial(_losses, model, loss, config.augment.copy_and_resolve_references())
+    losses = functools.partial(_losses, model, loss, config.augment)
     return Method(
         init=functools.partial(init_state, model, tx),
         phases=(Phase(steps.gradient_step(losses, tx)),),

@@ -43,7 +43,7 @@ def segmenter(config: ml_collections.ConfigDict) -> Method:
         score_image, smoothing=method.smoothing, top_fraction=method.top_fraction
     )
     tx = optim.make_optimizer(config.optimizer, config.train.num_steps)
-    augmentation = config.augment.copy_and_resolve_references()
+    augmentation = config.augment
     return Method(
         init=functools.partial(init_state, model, tx),
         phases=(

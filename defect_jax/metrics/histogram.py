@@ -67,7 +67,8 @@ def _tabulate(scores: np.ndarray, counts: np.ndarray, capacity: int) -> ScoreHis
     """Adds up equal neighbours of ascending scores [m], then joins rows down to capacity."""
     starts = np.flatnonzero(np.diff(scores, prepend=np.float32(np.nan)) != 0)
     if len(starts) > capacity:
-        mean = counts if counts.ndim == 2 else np.einsum("n...c->nc", counts)
+        grouped = counts.reshape(len(counts), -1, 3)
+        mean = np.full(grouped.shape[1], 1 / grouped.shape[1]) @ grouped
         ends = _bin_ends(np.add.reduceat(mean, starts, axis=0), capacity // 2 - 1)
         starts = starts[np.append(0, ends[:-1] + 1)]
     if len(starts) < len(scores):
@@ -106,8 +107,8 @@ def _mass(counts: np.ndarray) -> np.ndarray:
     the defective ones that are merged into it later.
     """
     totals = counts.sum(axis=0)
-    shares = (counts / np.where(totals > 0, totals, 1)).sum(axis=1)
-    log_rank = np.log1p(np.cumsum(counts[::-1, :REGION].sum(axis=1)))[::-1]
+    shares = counts @ (1 / np.where(totals > 0, totals, 1))
+    log_rank = np.log1p(np.cumsum((counts[:, NORMAL] + counts[:, DEFECTIVE])[::-1]))[::-1]
     return shares - np.diff(log_rank, append=0) / log_rank[0]
 
 
@@ -116,7 +117,7 @@ def quantile(h: ScoreHistogram, q: float) -> float:
 
     At most a share 1 - q of the scores lie above it.
     """
-    below = np.cumsum(h.counts[:, :REGION].sum(axis=1))
+    below = np.cumsum(h.counts[:, NORMAL] + h.counts[:, DEFECTIVE])
     row = np.searchsorted(below, np.ceil(q * (below[-1] - 1)), side="right")
     return float(h.scores[min(row, len(h.scores) - 1)])
 

@@ -1,0 +1,83 @@
+"""Random views: invariants of each, and independence of the batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import default
+from defect_jax.data.augment import augment
+from defect_jax.steps import example_keys
+
+
+@pytest.fixture
+def config():
+    return default.get_config().augment
+
+
+@pytest.fixture(scope="module")
+def batch():
+    image = jax.random.uniform(jax.random.PRNGKey(0), (16, 12, 20, 3))
+    mask = (image[..., 0] > 0.7).astype(jnp.uint8)
+    return image, mask, example_keys(jax.random.PRNGKey(1), jnp.arange(16))
+
+
+def test_off_by_default(config, batch):
+    image, mask = augment(config, *batch)
+    np.testing.assert_array_equal(image, batch[0])
+    np.testing.assert_array_equal(mask, batch[1])
+
+
+@pytest.mark.parametrize(("field", "axis"), [("flip_horizontal", 2), ("flip_vertical", 1)])
+def test_flips_about_half_and_the_mask_with_its_image(config, batch, field, axis):
+    config[field] = True
+    image, mask = augment(config, *batch)
+    flipped = [np.array_equal(new, np.flip(old, axis - 1)) for new, old in zip(image, batch[0])]
+    same = [np.array_equal(new, old) for new, old in zip(image, batch[0])]
+    assert all(a != b for a, b in zip(flipped, same)) and 2 < sum(flipped) < 14
+    np.testing.assert_array_equal(mask, (image[..., 0] > 0.7).astype(np.uint8))
+
+
+def test_rotation_turns_image_and_mask_alike_and_stays_in_range(config):
+    config.rotation = 30.0
+    blob = np.zeros((4, 33, 33, 1), np.float32)
+    blob[:, 6:12, 13:20] = 1
+    keys = example_keys(jax.random.PRNGKey(2), jnp.arange(4))
+    image, mask = augment(config, jnp.asarray(blob), jnp.asarray(blob[..., 0] > 0.5), keys)
+    assert not np.array_equal(image, blob)
+    assert image.min() >= 0 and image.max() <= 1
+    overlap = np.logical_and(image[..., 0] > 0.5, mask).sum((1, 2))
+    union = np.logical_or(image[..., 0] > 0.5, mask).sum((1, 2))
+    assert (overlap / union > 0.9).all()
+    # A turn about the centre keeps the blob's distance from it.
+    rows, columns = np.indices((33, 33)) - 16
+    for one in image[..., 0]:
+        centre = np.hypot((rows * one).sum(), (columns * one).sum()) / one.sum()
+        assert abs(centre - np.hypot(8.5 - 16, 16 - 16)) < 0.3
+
+
+def test_crop_enlarges_a_part_of_the_image(config):
+    config.min_crop = 0.5
+    ramp = jnp.broadcast_to(jnp.linspace(0, 1, 40)[None, None, :, None], (8, 40, 40, 1))
+    keys = example_keys(jax.random.PRNGKey(3), jnp.arange(8))
+    image, _ = augment(config, ramp, jnp.zeros((8, 40, 40), jnp.uint8), keys)
+    span = image[:, 20, -1, 0] - image[:, 20, 0, 0]
+    assert (span > 0.45).all() and (span <= 1.001).all() and np.ptp(span) > 0.1
+
+
+def test_lighting_is_a_slope_and_a_bias_within_bounds(config, batch):
+    config.lighting_probability = 1.0
+    config.lighting_slope, config.lighting_bias = 0.05, 0.04
+    middle = 0.3 + 0.4 * batch[0]  # nothing clips
+    image, _ = augment(config, middle, batch[1], batch[2])
+    for new, old in zip(image, middle):
+        slope, bias = np.polyfit(np.ravel(old), np.ravel(new), 1)
+        np.testing.assert_allclose(slope * old + bias, new, atol=1e-5)
+        assert abs(slope - 1) <= 0.0501 and abs(bias) <= 0.0401
+
+
+def test_a_view_depends_on_its_own_key_alone(config, batch):
+    config.update(flip_horizontal=True, rotation=10.0, min_crop=0.8, lighting_probability=0.5)
+    whole, _ = augment(config, *batch)
+    part, _ = augment(config, *(field[5:7] for field in batch))
+    np.testing.assert_allclose(part, whole[5:7], atol=1e-6)

@@ -1,0 +1,153 @@
+"""The stream of batches: decoding, order, resuming, sharding, padding."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import default
+from defect_jax.data import pipeline
+from defect_jax.data.examples import Examples
+from defect_jax.errors import UserError
+
+
+def png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def make_examples(images: list[np.ndarray], masks: list[np.ndarray | None]) -> Examples:
+    encoded = np.empty((2, len(images)), object)
+    encoded[0] = [png(image) for image in images]
+    encoded[1] = [b"" if mask is None else png(mask) for mask in masks]
+    label = np.array([mask is not None for mask in masks], np.int32)
+    names = np.array([f"{number:03}.png" for number in range(len(images))])
+    return Examples(encoded[0], encoded[1], label, np.where(label, "bad", "good"), names)
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = default.get_config()
+    config.data.image_size = (8, 8)
+    config.train.batch_size = 4
+    return config
+
+
+@pytest.fixture(scope="module")
+def constant_images():
+    """Ten images, each of one grey value, which tells which example a batch holds."""
+    return make_examples([np.full((8, 8, 3), 10 * n, np.uint8) for n in range(10)], [None] * 10)
+
+
+def values(batches) -> np.ndarray:
+    return np.array([batch["image"][:, 0, 0, 0] for batch in batches])
+
+
+def test_every_epoch_holds_every_example_once():
+    order = pipeline.batch_indices(seed=3, num_examples=10, batch_size=4, first_step=0, last_step=5)
+    epochs = order.ravel().reshape(2, 10)
+    np.testing.assert_array_equal(np.sort(epochs), np.tile(np.arange(10), (2, 1)))
+    assert (epochs[0] != epochs[1]).any()
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 3, 7])
+def test_resuming_at_a_step_gives_the_batches_of_the_whole_run(first):
+    whole = pipeline.batch_indices(5, 10, 4, 0, 9)
+    np.testing.assert_array_equal(pipeline.batch_indices(5, 10, 4, first, 9), whole[first:])
+
+
+def test_order_depends_on_the_seed():
+    orders = [pipeline.batch_indices(seed, 50, 10, 0, 5) for seed in (0, 1)]
+    assert (orders[0] != orders[1]).any()
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_batches_follow_the_indices_and_carry_their_places(config, constant_images, cache):
+    config = config.copy_and_resolve_references()
+    config.data.cache = cache
+    batches = list(pipeline.train_batches(config, constant_images, 2, 6))
+    expected = pipeline.batch_indices(config.seed, 10, 4, 2, 6)
+    np.testing.assert_array_equal(values(batches), 10 * expected)
+    places = np.concatenate([batch["index"] for batch in batches])
+    np.testing.assert_array_equal(places, np.arange(8, 24))
+    assert all((batch["weight"] == 1).all() for batch in batches)
+
+
+def test_hosts_share_a_batch_without_overlap(config, constant_images):
+    whole = list(pipeline.train_batches(config, constant_images, 0, 3))
+    halves = [pipeline.train_batches(config, constant_images, 0, 3, (host, 2)) for host in (0, 1)]
+    for batch, left, right in zip(whole, *halves, strict=True):
+        for key in batch:
+            np.testing.assert_array_equal(batch[key], np.concatenate([left[key], right[key]]))
+
+
+def test_evaluation_drops_no_image_and_weighs_padding_zero(config, constant_images):
+    batches = list(pipeline.eval_batches(config, constant_images, 4))
+    weight = np.concatenate([batch["weight"] for batch in batches])
+    np.testing.assert_array_equal(weight, [1] * 10 + [0] * 2)
+    np.testing.assert_array_equal(values(batches).ravel()[:10], np.arange(0, 100, 10))
+    np.testing.assert_array_equal(np.concatenate([b["index"] for b in batches])[:10], np.arange(10))
+
+
+def test_grey_images_become_colour_and_colour_grey(config):
+    grey = np.full((8, 8), 77, np.uint8)
+    colour = np.stack([np.full((8, 8), value, np.uint8) for value in (10, 200, 90)], axis=-1)
+    config = config.copy_and_resolve_references()
+    config.train.batch_size = 2
+    for channels in (1, 3):
+        config.data.channels = channels
+        batch = next(pipeline.eval_batches(config, make_examples([grey, colour], [None, None]), 2))
+        assert batch["image"].shape == (2, 8, 8, channels)
+        assert (batch["image"][0] == 77).all()
+    luma = 0.299 * 10 + 0.587 * 200 + 0.114 * 90
+    config.data.channels = 1
+    batch = next(pipeline.eval_batches(config, make_examples([colour], [None]), 1))
+    assert abs(int(batch["image"][0, 0, 0, 0]) - luma) <= 1
+
+
+def test_padding_keeps_the_aspect_and_the_mask_in_place(config):
+    config = config.copy_and_resolve_references()
+    config.data.fit = "pad"
+    image = np.full((16, 32, 3), 200, np.uint8)
+    mask = np.zeros((16, 32), np.uint8)
+    mask[8:, 16:] = 1
+    batch = next(pipeline.eval_batches(config, make_examples([image], [mask]), 1))
+    assert pipeline.fitted_size((16, 32), (8, 8), "pad") == (4, 8)
+    assert (batch["image"][0, :4] == 200).all() and (batch["image"][0, 4:] == 0).all()
+    expected = np.zeros((8, 8), np.uint8)
+    expected[2:4, 4:] = 1
+    np.testing.assert_array_equal(batch["mask"][0], expected)
+
+
+def test_a_shrunk_mask_takes_the_class_that_covers_most(config):
+    mask = np.zeros((16, 16), np.uint8)
+    mask[:2, :2] = 1  # a whole cell of the shrunk mask
+    mask[4, 4] = 1  # a quarter of one
+    batch = next(
+        pipeline.eval_batches(config, make_examples([np.zeros((16, 16, 3), np.uint8)], [mask]), 1)
+    )
+    assert batch["mask"][0, 0, 0] == 1 and batch["mask"].sum() == 1
+
+
+def test_native_masks_keep_the_size_of_their_files():
+    image = np.zeros((5, 9, 3), np.uint8)
+    mask = np.arange(45, dtype=np.uint8).reshape(5, 9) % 2
+    examples = make_examples([image, image], [mask, None])
+    np.testing.assert_array_equal(pipeline.native_mask(examples, 0), mask)
+    np.testing.assert_array_equal(pipeline.native_mask(examples, 1), np.zeros((5, 9)))
+
+
+def test_no_training_images_is_an_error(config, constant_images):
+    with pytest.raises(UserError, match="no training images"):
+        pipeline.train_batches(config, constant_images.take(np.arange(0)), 0, 1)
+
+
+@pytest.mark.parametrize("field", ["fit", "cache"])
+def test_unknown_choices_list_the_known(config, constant_images, field):
+    config = config.copy_and_resolve_references()
+    config.data[field] = "stretch"
+    with pytest.raises(UserError, match="'stretch': choose one of"):
+        next(itertools.islice(pipeline.train_batches(config, constant_images, 0, 1), 1))
