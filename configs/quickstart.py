@@ -1,6 +1,6 @@
 """The embedded default: an autoencoder on drawn surfaces, no download and no file.
 
-    python -m defect_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+python -m defect_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 import ml_collections

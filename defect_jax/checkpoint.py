@@ -84,9 +84,7 @@ def manager(workdir: str | pathlib.Path, max_to_keep: int | None = None) -> ocp.
     )
 
 
-def restore(
-    workdir: str | pathlib.Path, abstract: State, step: int | None = None
-) -> State:
+def restore(workdir: str | pathlib.Path, abstract: State, step: int | None = None) -> State:
     """Restores a checkpoint, the last one where `step` is None.
 
     Raises:
@@ -137,7 +135,9 @@ def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def check_same_run(
-    workdir: str | pathlib.Path, config: ml_collections.ConfigDict, stored: ml_collections.ConfigDict
+    workdir: str | pathlib.Path,
+    config: ml_collections.ConfigDict,
+    stored: ml_collections.ConfigDict,
 ) -> None:
     """Raises UserError where two configs make different runs; says which fields differ."""
     now, before = _flat(config.to_dict()), _flat(stored.to_dict())

@@ -109,7 +109,9 @@ def predictions(
         prediction = predict(batch)
         for row in np.flatnonzero(batch["weight"]):
             one = {name: values[row] for name, values in prediction.items()}
-            yield _at_native_size(config, examples, int(batch["index"][row]), batch["image"][row], one)
+            yield _at_native_size(
+                config, examples, int(batch["index"][row]), batch["image"][row], one
+            )
 
 
 def calibrate(
@@ -129,7 +131,9 @@ def calibrate(
         return None
     if examples.label.any():
         name = examples.filename[examples.label.argmax()]
-        raise UserError(f"validation image {name} is labelled defective: calibration needs good ones")
+        raise UserError(
+            f"validation image {name} is labelled defective: calibration needs good ones"
+        )
     states = (
         Calibration.from_example(example, config.eval.max_flagged_pixels)
         for example in predictions(config, examples, predict)
@@ -297,7 +301,7 @@ def _draw(
         "pixel_pr": pr_curve(pixel),
         "pro": pro_curve(pixel),
     }
-    curves = {name: curve for name, curve in curves.items() if np.isfinite(curve).all()}
+    curves = {name: curve for name, curve in curves.items() if len(curve[0])}
     maps = np.concatenate([example["score_map"].ravel() for example in shown])
     with (folder / "images.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

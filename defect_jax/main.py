@@ -1,4 +1,4 @@
-"""Flags to runs: `python -m defect_jax.main --config=configs/quickstart.py --workdir=runs/first`."""
+"""From flags to runs: `python -m defect_jax.main --config=FILE --workdir=FOLDER`."""
 
 import os
 import sys

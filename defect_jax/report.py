@@ -36,7 +36,7 @@ class JsonlWriter:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.jsonl`; [] where there is none, and without a half-written last one."""
+    """The rows of a `metrics.jsonl`, a half-written last one left out; [] where there is none."""
     if not path.is_file():
         return []
     rows = []

@@ -99,9 +99,7 @@ def _init_or_restore(
     if step is not None:
         print(f"{workdir}: going on from step {step}", flush=True)
         return checkpoint.restore(workdir, checkpoint.abstract_state(config, method), step)
-    state = jax.jit(method.init)(
-        jax.random.PRNGKey(config.seed), checkpoint.example_batch(config)
-    )
+    state = jax.jit(method.init)(jax.random.PRNGKey(config.seed), checkpoint.example_batch(config))
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     (workdir / "parameters.txt").write_text(overview + "\n")
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))

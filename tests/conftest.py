@@ -1,9 +1,15 @@
 """Fixtures that several test folders share."""
 
+import json
 import os
 import pathlib
 
+import ml_collections
+import numpy as np
 import pytest
+from PIL import Image
+
+from defect_jax.data import synthetic
 
 _DEFAULT_DATA = pathlib.Path(__file__).parents[1] / "../shared/data"
 
@@ -15,3 +21,89 @@ def data_root() -> pathlib.Path:
     if not root.is_dir():
         pytest.skip(f"no real images at {root}: set DEFECT_JAX_DATA to their folder")
     return root
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory) -> str:
+    """One folder of prepared datasets for the whole session."""
+    return str(tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture(scope="session")
+def mvtec_root(tmp_path_factory) -> pathlib.Path:
+    """A drawn folder in MVTec AD's layout: category 'part', 12 good, 2 + 2 test images."""
+    root = tmp_path_factory.mktemp("mvtec")
+    for name, defect, count in [
+        ("train/good", "good", 12),
+        ("test/good", "good", 2),
+        ("test/spot", "spot", 2),
+    ]:
+        for index in range(count):
+            image, mask = synthetic.draw(len(name), index, "object", defect, (48, 48))
+            _write_png(root / "part" / name / f"{index:03}.png", image)
+            if defect != "good":
+                mask_path = root / "part/ground_truth" / defect / f"{index:03}_mask.png"
+                _write_png(mask_path, 255 * mask)
+    return root
+
+
+@pytest.fixture(scope="session")
+def bsdata_root(tmp_path_factory) -> pathlib.Path:
+    """A drawn folder in BSData's layout: 5 places with 2 labelled frames and 8 normal ones."""
+    root = tmp_path_factory.mktemp("bsdata")
+    entries = []
+    for place in range(5):
+        for hour in range(10):
+            labelled = hour >= 8
+            name = f"01_20090{1 + place}{10 + hour}0000_{100 + place}500_045_crop_2"
+            _write_png(root / "data" / f"{name}.jpg", _steel(place, hour, labelled))
+            split = (("train", "test")[hour % 2]) if labelled else None
+            entries.append(
+                {"filename": f"{name}.jpg", "train_test_split": split, "type": 2, "wear_dev": [],
+                 "annotations": f"{name}.json" if labelled else None}
+            )  # fmt: skip
+            if labelled:
+                _write_label(root / "label" / f"{name}.json", f"{name}.jpg")
+    (root / "image_data.json").write_text(json.dumps({"images": entries}))
+    return root
+
+
+@pytest.fixture(scope="session")
+def shrink(mvtec_root, bsdata_root, prepared):
+    """Makes a config small enough for a test; what it is made of stays."""
+
+    def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+        config.data.cache_dir = prepared
+        config.train.update(batch_size=4, num_steps=1, log_every=1, checkpoint_every=1)
+        config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, 1)
+        config.eval.update(batch_size=4, bootstrap_samples=8, num_shown=3, max_flagged_pixels=20)
+        if config.data.name == "synthetic":
+            config.data.synthetic.update(num_train=12, num_test_good=2, num_test_per_defect=1)
+        if config.data.name == "mvtec":
+            config.data.update(root=str(mvtec_root), category="part")
+        if config.data.name == "bsdata":
+            config.data.update(root=str(bsdata_root), image_size=(32, 64))
+            config.method.update(width=4)
+        return config
+
+    return shrink
+
+
+def _write_png(path: pathlib.Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def _steel(place: int, hour: int, pitted: bool) -> np.ndarray:
+    noise = np.random.default_rng([place, hour]).normal(120, 10, (46, 113, 3))
+    if pitted:
+        noise[20:30, 40:60] = 30
+    return noise.clip(0, 255).astype(np.uint8)
+
+
+def _write_label(path: pathlib.Path, image: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    points = [[40, 20], [60, 20], [60, 30], [40, 30]]
+    shape = {"label": "Pitting", "points": points, "shape_type": "polygon", "group_id": None}
+    label = {"shapes": [shape], "imagePath": image, "imageHeight": 46, "imageWidth": 113}
+    path.write_text(json.dumps(label))

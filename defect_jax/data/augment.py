@@ -88,7 +88,7 @@ def _warp_coordinates(
 def _light(
     key: jax.Array, image: jax.Array, probability: float, slope: float, bias: float
 ) -> jax.Array:
-    """x -> k x + b, clipped to [0, 1] (the lighting of DeeCamp's group 10: k ± 0.05, b ± 10/255)."""
+    """x -> k x + b, clipped to [0, 1]; DeeCamp's group 10 draws k in 1 ± 0.05, b in ± 10/255."""
     apply_key, slope_key, bias_key = jax.random.split(key, 3)
     k = 1 + slope * jax.random.uniform(slope_key, minval=-1, maxval=1)
     b = bias * jax.random.uniform(bias_key, minval=-1, maxval=1)

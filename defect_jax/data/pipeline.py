@@ -70,8 +70,10 @@ def train_batches(
     fetch = _fetcher(config.data, examples)
     dataset = tf.data.Dataset.from_tensor_slices((order[:, columns], places[:, columns]))
     dataset = dataset.map(
-        lambda numbers, index: fetch(numbers)
-        | {"index": tf.cast(index, tf.int32), "weight": tf.ones_like(index, tf.float32)},
+        lambda numbers, index: (
+            fetch(numbers)
+            | {"index": tf.cast(index, tf.int32), "weight": tf.ones_like(index, tf.float32)}
+        ),
         num_parallel_calls=tf.data.AUTOTUNE,
     )
     return dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
@@ -89,19 +91,19 @@ def eval_batches(
     places = np.arange(padded).reshape(-1, batch_size)
     fetch = _fetcher(config.data, examples, decode_now=False)
     dataset = tf.data.Dataset.from_tensor_slices(places).map(
-        lambda index: fetch(tf.minimum(index, len(examples) - 1))
-        | {
-            "index": tf.cast(index, tf.int32),
-            "weight": tf.cast(index < len(examples), tf.float32),
-        },
+        lambda index: (
+            fetch(tf.minimum(index, len(examples) - 1))
+            | {
+                "index": tf.cast(index, tf.int32),
+                "weight": tf.cast(index < len(examples), tf.float32),
+            }
+        ),
         num_parallel_calls=tf.data.AUTOTUNE,
     )
     return dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
 
 
-def fitted_size(
-    native: tuple[int, int], image_size: tuple[int, int], fit: str
-) -> tuple[int, int]:
+def fitted_size(native: tuple[int, int], image_size: tuple[int, int], fit: str) -> tuple[int, int]:
     """The part (h, w) of the model's image, from its top left, that an image fills.
 
     `fit` is 'resize' (all of it, whatever the aspect) or 'pad' (keeps the aspect; the rest is 0).

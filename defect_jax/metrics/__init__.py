@@ -1,6 +1,6 @@
 """The table of metrics, and what evaluation needs beside it."""
 
-from defect_jax.metrics.anomaly import Calibrated, ImageRanking, PixelRanking
+from defect_jax.metrics.anomaly import Calibrated, ImageRanking, PixelRanking, is_flagged
 from defect_jax.metrics.calibration import Calibration, Thresholds
 from defect_jax.metrics.metric import Estimate, Example, Metric, bootstrap_weights
 from defect_jax.metrics.segmentation import Segmentation
@@ -24,4 +24,5 @@ __all__ = [
     "Segmentation",
     "Thresholds",
     "bootstrap_weights",
+    "is_flagged",
 ]

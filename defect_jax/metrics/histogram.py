@@ -65,7 +65,9 @@ def merge(a: ScoreHistogram, b: ScoreHistogram) -> ScoreHistogram:
 
 def _tabulate(scores: np.ndarray, counts: np.ndarray, capacity: int) -> ScoreHistogram:
     """Adds up equal neighbours of ascending scores [m], then joins rows down to capacity."""
-    starts = np.flatnonzero(np.diff(scores, prepend=np.float32(np.nan)) != 0)
+    is_start = np.ones(len(scores), bool)
+    is_start[1:] = scores[1:] != scores[:-1]
+    starts = np.flatnonzero(is_start)
     if len(starts) > capacity:
         grouped = counts.reshape(len(counts), -1, 3)
         mean = np.full(grouped.shape[1], 1 / grouped.shape[1]) @ grouped

@@ -32,9 +32,12 @@ def test_off_by_default(config, batch):
 def test_flips_about_half_and_the_mask_with_its_image(config, batch, field, axis):
     config[field] = True
     image, mask = augment(config, *batch)
-    flipped = [np.array_equal(new, np.flip(old, axis - 1)) for new, old in zip(image, batch[0])]
-    same = [np.array_equal(new, old) for new, old in zip(image, batch[0])]
-    assert all(a != b for a, b in zip(flipped, same)) and 2 < sum(flipped) < 14
+    flipped = [
+        np.array_equal(new, np.flip(old, axis - 1))
+        for new, old in zip(image, batch[0], strict=True)
+    ]
+    same = [np.array_equal(new, old) for new, old in zip(image, batch[0], strict=True)]
+    assert all(a != b for a, b in zip(flipped, same, strict=True)) and 2 < sum(flipped) < 14
     np.testing.assert_array_equal(mask, (image[..., 0] > 0.7).astype(np.uint8))
 
 
@@ -70,7 +73,7 @@ def test_lighting_is_a_slope_and_a_bias_within_bounds(config, batch):
     config.lighting_slope, config.lighting_bias = 0.05, 0.04
     middle = 0.3 + 0.4 * batch[0]  # nothing clips
     image, _ = augment(config, middle, batch[1], batch[2])
-    for new, old in zip(image, middle):
+    for new, old in zip(image, middle, strict=True):
         slope, bias = np.polyfit(np.ravel(old), np.ravel(new), 1)
         np.testing.assert_allclose(slope * old + bias, new, atol=1e-5)
         assert abs(slope - 1) <= 0.0501 and abs(bias) <= 0.0401

@@ -27,7 +27,9 @@ def test_dice_by_hand():
     mask[0, 0, :3] = 1
     predicted = np.zeros((1, 4, 4), int)
     predicted[0, 0, 1:] = 1  # two of three hit, one false
-    np.testing.assert_allclose(dice(certain(predicted, 2), mask), 1 - (2 * 2 + 1) / (6 + 1), rtol=1e-5)
+    np.testing.assert_allclose(
+        dice(certain(predicted, 2), mask), 1 - (2 * 2 + 1) / (6 + 1), rtol=1e-5
+    )
 
 
 def test_dice_averages_foreground_classes_only():

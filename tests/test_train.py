@@ -1,0 +1,202 @@
+"""The loop: resuming, devices, and what stops a run."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from configs import mvtec_autoencoder, quickstart
+from defect_jax import checkpoint, report, run
+from defect_jax.errors import UserError
+from defect_jax.method import Method, Phase
+from defect_jax.train import parallel_step, phase_ends, train
+
+
+@pytest.fixture(scope="module")
+def config(shrink):
+    """SSIM_Net, for its BatchNorm, with every random augmentation."""
+    config = shrink(mvtec_autoencoder.get_config())
+    config.data.image_size = (32, 32)
+    config.method.update(model="ssim_net", code_dim=8)
+    config.augment.update(flip_horizontal=True, lighting_probability=0.5)
+    config.optimizer.ema_decay = 0.9
+    config.train.update(num_steps=6, checkpoint_every=2, log_every=2)
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """A run trained without a stop: its folder and its last state."""
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, train(run.open_run(config, workdir, "train"), workdir)
+
+
+def assert_same_bits(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_run_of_the_same_seed_ends_in_the_same_bits(config, finished, tmp_path):
+    assert_same_bits(train(run.open_run(config, tmp_path, "train"), tmp_path), finished[1])
+
+
+@pytest.mark.parametrize("stop", [2, 4])
+def test_a_resumed_run_ends_in_the_same_bits(config, finished, tmp_path, stop):
+    """Stops after the save of a step by a batch that cannot be read, as a machine's death would."""
+    opened = run.open_run(config, tmp_path, "train")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("defect_jax.train.shard", failing_after(stop + 1))
+        with pytest.raises(RuntimeError, match="the machine died"):
+            train(opened, tmp_path)
+    with checkpoint.manager(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() == stop
+    resumed = train(run.open_run(config, tmp_path, "train"), tmp_path)
+    assert_same_bits(resumed, finished[1])
+    steps = [row["step"] for row in report.read_metrics(tmp_path / "metrics.jsonl")]
+    assert steps == [row["step"] for row in report.read_metrics(finished[0] / "metrics.jsonl")]
+
+
+def failing_after(count: int):
+    from defect_jax.train import shard
+
+    calls = iter(range(count))
+
+    def shard_or_die(batch):
+        if next(calls, None) is None:
+            raise RuntimeError("the machine died")
+        return shard(batch)
+
+    return shard_or_die
+
+
+def test_a_finished_run_is_left_alone(config, finished, capsys):
+    before = (finished[0] / "metrics.jsonl").read_bytes()
+    state = train(run.open_run(config, finished[0], "train"), finished[0])
+    assert_same_bits(state, finished[1])
+    assert "already trained to step 6" in capsys.readouterr().out
+    assert (finished[0] / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_folder_holds_what_others_rely_on(finished):
+    workdir, _ = finished
+    stored = json.loads((workdir / "config.json").read_text())
+    assert stored["method"]["model"] == "ssim_net" and len(stored["data"]["validation_files"]) == 1
+    rows = report.read_metrics(workdir / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    assert {"loss", "learning_rate", "gradient_norm", "images_per_second"} <= rows[0].keys()
+    assert list(workdir.glob("events.out.tfevents.*"))
+    assert "Conv_0/kernel" in (workdir / "parameters.txt").read_text()
+    assert (workdir / "training.png").stat().st_size > 1000
+
+
+def test_a_loaded_run_predicts_with_the_trained_parameters(config, finished):
+    loaded = checkpoint.load_run(finished[0])
+    assert_same_bits(loaded.state, finished[1])
+    batch = checkpoint.example_batch(config)
+    prediction = loaded.predict(batch)
+    assert prediction["score_map"].shape == (1, 32, 32)
+    np.testing.assert_allclose(prediction["score"], prediction["score_map"].max((1, 2)))
+    earlier = checkpoint.load_run(finished[0], step=4).predict(batch)
+    assert np.abs(earlier["score_map"] - prediction["score_map"]).max() > 0
+
+
+ONE_STEP = """
+import sys
+import jax, numpy as np
+from defect_jax import checkpoint, run
+from defect_jax.train import train
+workdir, out = sys.argv[1:]
+config = checkpoint.read_config(workdir)
+state = train(run.open_run(config, __import__("pathlib").Path(out), "train"), out)
+leaves = jax.tree.leaves((state.params, state.batch_stats, state.opt_state))
+np.savez(out + "/leaves.npz", *[np.asarray(leaf) for leaf in leaves], devices=jax.device_count())
+"""
+
+
+def test_one_step_on_eight_devices_equals_one_step_on_one(config, tmp_path):
+    config = config.copy_and_resolve_references()
+    config.train.update(batch_size=8, num_steps=1)
+    # Adam divides by the gradient's size, which blows rounding up where the gradient is zero.
+    config.optimizer.update(name="sgd", schedule="constant", learning_rate=0.1)
+    results = []
+    for devices in (1, 8):
+        workdir = tmp_path / str(devices)
+        workdir.mkdir()
+        checkpoint.write_config(tmp_path / "config", config)
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        command = [sys.executable, "-c", ONE_STEP, str(tmp_path / "config"), str(workdir)]
+        subprocess.run(command, check=True, env=os.environ | {"XLA_FLAGS": flags})
+        results.append(np.load(workdir / "leaves.npz"))
+    one, eight = results
+    assert (one["devices"], eight["devices"]) == (1, 8)
+    for name in set(one.files) - {"devices"}:
+        np.testing.assert_allclose(eight[name], one[name], rtol=1e-5, atol=1e-5)
+
+
+def test_nan_stops_the_run_names_the_step_and_keeps_the_last_checkpoint(config, tmp_path):
+    config = config.copy_and_resolve_references()
+    opened = run.open_run(config, tmp_path, "train")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("defect_jax.train.shard", poisoned_at(5))
+        with pytest.raises(UserError, match=r"loss.* not finite at step 5.*checkpoint kept"):
+            train(opened, tmp_path)
+    with checkpoint.manager(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() == 4
+    assert np.isfinite(jax.tree.leaves(checkpoint.load_run(tmp_path).state.params)[0]).all()
+
+
+def poisoned_at(step: int):
+    from defect_jax.train import shard
+
+    calls = iter(range(1, 100))
+
+    def poison(batch):
+        return shard(batch | {"weight": batch["weight"] * (np.nan if next(calls) == step else 1)})
+
+    return poison
+
+
+def test_phases_follow_each_other_and_finish_once(config):
+    phases = (Phase(None, num_steps=3), Phase(None), Phase(None, num_steps=1))
+    assert phase_ends(config, Method(None, phases, None)) == [3, 9, 10]
+
+
+def test_a_state_goes_through_the_parallel_step_as_one_copy():
+    step = parallel_step(Phase(lambda state, batch: (state + batch["x"].sum(), {})))
+    batch = {"x": np.ones((jax.local_device_count(), 2))}
+    assert step(np.float32(1), batch)[0].shape == ()
+
+
+@pytest.mark.parametrize("batch_size", [0, 3])
+def test_a_batch_that_the_devices_do_not_divide_is_an_error(config, tmp_path, batch_size):
+    config = config.copy_and_resolve_references()
+    config.train.batch_size = batch_size
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "device_count", lambda: 2)
+        with pytest.raises(UserError, match=f"train.batch_size is {batch_size}.*multiple of 2"):
+            train(config, tmp_path)
+
+
+def test_another_config_does_not_touch_a_run(config, finished):
+    other = config.copy_and_resolve_references()
+    other.optimizer.learning_rate = 0.5
+    other.train.num_steps = 7
+    with pytest.raises(UserError) as error:
+        run.open_run(other, finished[0], "train")
+    assert "optimizer.learning_rate (0.001 there, 0.5 now)" in str(error.value)
+    assert "train.num_steps (6 there, 7 now)" in str(error.value)
+
+
+def test_where_the_data_lies_is_no_difference(config, finished):
+    moved = config.copy_and_resolve_references()
+    moved.data.root = moved.data.root + "/"
+    moved.eval.num_shown = 5
+    assert run.open_run(moved, finished[0], "train").data.root.endswith("/")
+
+
+def test_evaluating_an_empty_folder_says_so(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        run.open_run(quickstart.get_config(), tmp_path, "evaluate")
