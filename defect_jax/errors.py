@@ -1,5 +1,8 @@
 """The one exception for what a user can mend."""
 
+from collections.abc import Collection
+from typing import Any
+
 
 class UserError(ValueError):
     """Bad input: data, config or workdir.
@@ -9,12 +12,18 @@ class UserError(ValueError):
     """
 
 
-def lookup(table: dict, name: str, kind: str):
+def require(value: Any, known: Collection, kind: str) -> None:
+    """Raises UserError, which lists the known values, where `value` is none of them."""
+    if value not in known:
+        choices = ", ".join(str(choice) for choice in sorted(known))
+        raise UserError(f"unknown {kind} '{value}': choose one of {choices}")
+
+
+def lookup(table: dict[str, Any], name: str, kind: str) -> Any:
     """Returns `table[name]`.
 
     Raises:
         UserError: the name is not in the table; lists the names that are.
     """
-    if name not in table:
-        raise UserError(f"unknown {kind} '{name}': choose one of {', '.join(sorted(table))}")
+    require(name, table, kind)
     return table[name]

@@ -16,7 +16,7 @@ from PIL import Image
 from defect_jax import checkpoint, report, visualize
 from defect_jax.data import datasets, pipeline
 from defect_jax.data.examples import Examples
-from defect_jax.errors import UserError, lookup
+from defect_jax.errors import UserError
 from defect_jax.method import Batch, Method, State
 from defect_jax.methods import make_method
 from defect_jax.metrics import (
@@ -124,7 +124,7 @@ def calibrate(
         dataset has no normal validation images.
 
     Raises:
-        UserError: a validation image that is not good, or an unknown rule.
+        UserError: a validation image that is not good.
     """
     examples = datasets.load_split(config, "validation")
     if not len(examples):
@@ -142,8 +142,7 @@ def calibrate(
         config.eval.image_quantile, config.eval.pixel_quantile, config.eval.unflagged_share
     )
     checkpoint.write_json(workdir / "calibration.json", rules)
-    known = {name: rule for name, rule in rules.items() if isinstance(rule, dict)}
-    return Thresholds(**lookup(known, config.eval.threshold_rule, "eval.threshold_rule"))
+    return Thresholds(**rules[config.eval.threshold_rule])
 
 
 def _at_native_size(

@@ -12,6 +12,9 @@ import optax
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
+# What `config.dtype` may say: the type of the computation.
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
 
 @flax.struct.dataclass
 class State:

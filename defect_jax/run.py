@@ -5,9 +5,12 @@ import pathlib
 import ml_collections
 
 from defect_jax import checkpoint, visualize
-from defect_jax.data import datasets
+from defect_jax.data import datasets, pipeline
+from defect_jax.errors import require
 from defect_jax.evaluate import evaluate
-from defect_jax.train import train
+from defect_jax.methods import make_method
+from defect_jax.metrics import RULES
+from defect_jax.train import check_batch_size, train
 
 TABLE_KEYS = ["image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro_30", "iou", "dice"]
 
@@ -52,7 +55,8 @@ def open_run(
     the same config.
 
     Raises:
-        UserError: the folder holds a run of another config, or, in mode 'evaluate', none.
+        UserError: the folder holds a run of another config, or, in mode 'evaluate', none; or the
+            config or the data is bad, in which case nothing is written.
     """
     config = config.copy_and_resolve_references()
     if mode == "evaluate" or (workdir / "config.json").exists():
@@ -60,6 +64,15 @@ def open_run(
         config.data.validation_files = stored.data.validation_files
         checkpoint.check_same_run(workdir, config, stored)
         return config
+    check(config)
     config.data.validation_files = datasets.draw_validation(config)
     checkpoint.write_config(workdir, config)
     return config
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError where the config cannot be trained, before anything is written."""
+    check_batch_size(config)
+    pipeline.check(config.data)
+    require(config.eval.threshold_rule, RULES, "eval.threshold_rule")
+    checkpoint.abstract_state(config, make_method(config))

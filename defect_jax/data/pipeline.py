@@ -13,9 +13,20 @@ import tensorflow as tf
 from PIL import Image
 
 from defect_jax.data.examples import Examples
-from defect_jax.errors import UserError
+from defect_jax.errors import UserError, require
 
 HostBatch = dict[str, np.ndarray]
+
+FITS = ("pad", "resize")
+CACHES = ("memory", "none")
+CHANNELS = (1, 3)
+
+
+def check(data: ml_collections.ConfigDict) -> None:
+    """Raises UserError for a field of `config.data` that the pipeline does not know."""
+    require(data.fit, FITS, "data.fit")
+    require(data.cache, CACHES, "data.cache")
+    require(data.channels, CHANNELS, "data.channels")
 
 
 def batch_indices(
@@ -107,14 +118,9 @@ def fitted_size(native: tuple[int, int], image_size: tuple[int, int], fit: str) 
     """The part (h, w) of the model's image, from its top left, that an image fills.
 
     `fit` is 'resize' (all of it, whatever the aspect) or 'pad' (keeps the aspect; the rest is 0).
-
-    Raises:
-        UserError: another `fit`.
     """
     if fit == "resize":
         return tuple(image_size)
-    if fit != "pad":
-        raise UserError(f"unknown data.fit '{fit}': choose one of pad, resize")
     scale = min(image_size[0] / native[0], image_size[1] / native[1])
     return tuple(
         max(1, min(limit, round(side * scale)))
@@ -155,8 +161,6 @@ def _fetcher(data: ml_collections.ConfigDict, examples: Examples, decode_now: bo
         image, mask, size = fields
         return _decode_image(image, size, frame, channels), _decode_mask(mask, size, frame, classes)
 
-    if data.cache not in ("memory", "none"):
-        raise UserError(f"unknown data.cache '{data.cache}': choose one of memory, none")
     if decode_now is None:
         decode_now = data.cache == "memory"
     if decode_now:

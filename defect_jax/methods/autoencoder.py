@@ -16,7 +16,7 @@ from defect_jax import optim, steps
 from defect_jax.data.augment import augment
 from defect_jax.errors import lookup
 from defect_jax.losses.pixel import RESIDUALS
-from defect_jax.method import Batch, Method, Phase, State, init_state, to_float
+from defect_jax.method import DTYPES, Batch, Method, Phase, State, init_state, to_float
 from defect_jax.methods.scoring import score_image
 from defect_jax.models import AUTOENCODERS
 
@@ -32,7 +32,7 @@ def autoencoder(config: ml_collections.ConfigDict) -> Method:
     model = lookup(AUTOENCODERS, method.model, "method.model")(
         channels=config.data.channels,
         code_dim=method.code_dim,
-        dtype=jnp.dtype(config.dtype),
+        dtype=lookup(DTYPES, config.dtype, "dtype"),
         axis_name=steps.AXIS,
     )
     windows = tuple(method.ssim_windows)

@@ -9,14 +9,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import ml_collections
 
 from defect_jax import optim, steps
 from defect_jax.data.augment import augment
 from defect_jax.errors import lookup
 from defect_jax.losses.segmentation import SEGMENTATION_LOSSES
-from defect_jax.method import Batch, Method, Phase, State, init_state, to_float
+from defect_jax.method import DTYPES, Batch, Method, Phase, State, init_state, to_float
 from defect_jax.methods.scoring import score_image
 from defect_jax.models import SEGMENTERS
 
@@ -35,7 +34,7 @@ def segmenter(config: ml_collections.ConfigDict) -> Method:
         depth=method.depth,
         num_classes=config.data.num_classes,
         normalization=method.normalization,
-        dtype=jnp.dtype(config.dtype),
+        dtype=lookup(DTYPES, config.dtype, "dtype"),
         axis_name=steps.AXIS,
     )
     losses = [lookup(SEGMENTATION_LOSSES, name, "method.losses") for name in method.losses]

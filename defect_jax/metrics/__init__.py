@@ -1,7 +1,7 @@
 """The table of metrics, and what evaluation needs beside it."""
 
 from defect_jax.metrics.anomaly import Calibrated, ImageRanking, PixelRanking, is_flagged
-from defect_jax.metrics.calibration import Calibration, Thresholds
+from defect_jax.metrics.calibration import RULES, Calibration, Thresholds
 from defect_jax.metrics.metric import Estimate, Example, Metric, bootstrap_weights
 from defect_jax.metrics.segmentation import Segmentation
 
@@ -14,6 +14,7 @@ METRICS: dict[str, type[Metric]] = {
 
 __all__ = [
     "METRICS",
+    "RULES",
     "Calibrated",
     "Calibration",
     "Estimate",

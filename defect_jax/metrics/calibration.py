@@ -11,6 +11,7 @@ from defect_jax.metrics.histogram import ScoreHistogram, merge, quantile
 from defect_jax.metrics.metric import Example
 
 CAPACITY = 2**17
+RULES = ("area", "quantile")
 
 
 class Thresholds(NamedTuple):

@@ -72,9 +72,7 @@ class SSIMNet(nn.Module):
             return norm(layer(x))
 
         def up(x: jax.Array, features: int) -> jax.Array:
-            layer = layers.ConvTranspose(
-                features, (4, 4), (2, 2), use_bias=False, dtype=self.dtype
-            )
+            layer = layers.ConvTranspose(features, (4, 4), (2, 2), use_bias=False, dtype=self.dtype)
             return norm(layer(x))
 
         for features, stride in _SSIM_ENCODER:

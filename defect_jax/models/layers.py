@@ -35,8 +35,8 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 def _explicit(padding: int | Sequence[tuple[int, int]]) -> Pads:
     if isinstance(padding, int):
         return (padding, padding), (padding, padding)
-    height, width = padding
-    return tuple(height), tuple(width)
+    (top, bottom), (left, right) = padding
+    return (top, bottom), (left, right)
 
 
 def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads) -> jax.Array:
@@ -84,9 +84,9 @@ def _phases(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> jax.Ar
     Returns:
         [B, at least (H - 1) * s + k, likewise along W, D]; zero beyond that size.
     """
-    (k, l, c, d), (s, t) = kernel.shape, strides
-    m, n = -(-k // s), -(-l // t)
-    kernel = jnp.pad(kernel, ((m * s - k, 0), (n * t - l, 0), (0, 0), (0, 0)))
+    (height, width, c, d), (s, t) = kernel.shape, strides
+    m, n = -(-height // s), -(-width // t)
+    kernel = jnp.pad(kernel, ((m * s - height, 0), (n * t - width, 0), (0, 0), (0, 0)))
     kernel = kernel.reshape(m, s, n, t, c, d)[:, ::-1, :, ::-1]
     kernel = kernel.transpose(0, 2, 4, 1, 3, 5).reshape(m, n, c, s * t * d)
     # Zeros inside the array, not in the convolution's own padding: with those XLA's CPU backend
@@ -168,11 +168,12 @@ class ConvTranspose(_Layer):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, H, W, C] to [B, H', W', features] in `dtype`."""
         kernel, bias = self._weights(x.shape[-1])
-        pads = self.padding
-        if isinstance(pads, str):
-            sizes = zip(self.kernel_size, self.strides, strict=True)
-            pads = [_transpose_pads(k, s, pads) for k, s in sizes]
-        y = convolve_transpose(x.astype(self.dtype), kernel, self.strides, _explicit(pads))
+        if isinstance(self.padding, str):
+            height, width = zip(self.kernel_size, self.strides, strict=True)
+            pads = _transpose_pads(*height, self.padding), _transpose_pads(*width, self.padding)
+        else:
+            pads = _explicit(self.padding)
+        y = convolve_transpose(x.astype(self.dtype), kernel, self.strides, pads)
         return y if bias is None else y + bias
 
 

@@ -34,6 +34,8 @@ def blur_matrix(size: int, sigma: float, radius: int) -> np.ndarray:
     for offset, weight in enumerate(taps):
         np.add.at(matrix, (np.arange(size), source[offset : offset + size]), weight)
     matrix = matrix.astype(np.float32)
+    # What rounding took from a row goes to its middle: constants stay constant to the last bits.
+    np.fill_diagonal(matrix, np.diag(matrix) + 1 - matrix.sum(axis=1, dtype=np.float64))
     matrix.flags.writeable = False
     return matrix
 

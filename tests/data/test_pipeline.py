@@ -1,7 +1,6 @@
 """The stream of batches: decoding, order, resuming, sharding, padding."""
 
 import io
-import itertools
 
 import numpy as np
 import pytest
@@ -145,9 +144,12 @@ def test_no_training_images_is_an_error(config, constant_images):
         pipeline.train_batches(config, constant_images.take(np.arange(0)), 0, 1)
 
 
-@pytest.mark.parametrize("field", ["fit", "cache"])
-def test_unknown_choices_list_the_known(config, constant_images, field):
+@pytest.mark.parametrize(
+    ("field", "value", "known"),
+    [("fit", "stretch", "pad, resize"), ("cache", "tape", "memory, none"), ("channels", 2, "1, 3")],
+)
+def test_unknown_choices_list_the_known(config, field, value, known):
     config = config.copy_and_resolve_references()
-    config.data[field] = "stretch"
-    with pytest.raises(UserError, match="'stretch': choose one of"):
-        next(itertools.islice(pipeline.train_batches(config, constant_images, 0, 1), 1))
+    config.data[field] = value
+    with pytest.raises(UserError, match=f"unknown data.{field} '{value}': choose one of {known}"):
+        pipeline.check(config.data)

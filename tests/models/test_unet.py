@@ -1,0 +1,59 @@
+"""The U-Net: sizes, parameter counts, and that every pixel sees its own neighbourhood."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from defect_jax import errors
+from defect_jax.models import unet
+
+
+def test_parameter_count():
+    """3x3 kernels 9 * 523,360 down and 9 * 261,120 up; 2x2 kernels 4 * 174,080 and their biases
+    480; batch norms 2 * 2,944; the last layer 66.
+    """
+    module = unet.UNet(width=32, depth=4, num_classes=2)
+    variables = jax.eval_shape(
+        lambda: module.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), True)
+    )
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == 7_763_074
+
+
+@pytest.mark.parametrize("normalization", ["batch", "group", "none"])
+def test_logits_of_every_pixel(normalization):
+    module = unet.UNet(
+        width=4, depth=2, num_classes=3, normalization=normalization, dtype=jnp.bfloat16
+    )
+    x = jax.random.normal(jax.random.key(0), (2, 8, 12, 1))
+    variables = jax.jit(lambda: module.init(jax.random.key(1), x, False))()
+    assert ("batch_stats" in variables) == (normalization == "batch")
+    y = jax.jit(lambda v: module.apply(v, x, False))(variables)
+    assert y.shape == (2, 8, 12, 3)
+    assert y.dtype == jnp.float32
+    assert np.isfinite(y).all()
+
+
+def test_a_pixel_changes_its_own_logits_most():
+    """The skip at full resolution keeps places; a pixel out of reach changes nothing."""
+    module = unet.UNet(width=4, depth=1, normalization="none")
+    x = jax.random.normal(jax.random.key(0), (1, 32, 32, 1))
+    variables = jax.jit(lambda: module.init(jax.random.key(1), x, True))()
+    apply = jax.jit(lambda x: module.apply(variables, x, True))
+    change = np.abs(apply(x.at[0, 9, 20, 0].add(1.0)) - apply(x)).sum(-1)[0]
+    assert np.unravel_index(change.argmax(), change.shape) == pytest.approx((9, 20), abs=2)
+    # Four 3x3 convolutions at full and two at half resolution, rounded up by the pooling.
+    assert change[9 + 10 :].max() == 0
+    assert change[9 + 5].max() > 0
+
+
+def test_wrong_size_is_named():
+    module = unet.UNet(width=4, depth=4)
+    with pytest.raises(errors.UserError, match="multiples of 16, found 24x32"):
+        jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 24, 32, 3)), True))
+
+
+def test_unknown_normalization_is_named():
+    module = unet.UNet(normalization="layer")
+    with pytest.raises(errors.UserError, match="unknown normalization 'layer'"):
+        jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), True))

@@ -1,0 +1,123 @@
+"""The command line: bad input ends in one clear line, and nothing is overwritten."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from configs import mvtec_autoencoder, quickstart
+from defect_jax import checkpoint, run
+from defect_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def main(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "defect_jax.main", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
+
+
+def test_bad_input_is_one_line_and_a_status(tmp_path):
+    result = main(
+        "--config=configs/mvtec_autoencoder.py",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.root={tmp_path / 'nowhere'}",
+    )
+    assert result.returncode == 1
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and "nowhere" in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def config(shrink):
+    return shrink(mvtec_autoencoder.get_config())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("data.name", "cifar", "unknown data.name 'cifar': choose one of bsdata, mvtec, synthetic"),
+        ("data.category", "bottle", "part"),
+        ("data.root", "", "data.root"),
+        ("method.name", "magic", "unknown method.name 'magic': choose one of autoencoder"),
+        ("method.model", "resnet", "unknown method.model 'resnet': choose one of bergmann"),
+        ("method.loss", "l7", "unknown method.loss 'l7': choose one of l2, ssim"),
+        ("method.residual", "l7", "unknown method.residual 'l7'"),
+        ("data.image_size", (100, 100), "128"),
+        ("train.batch_size", 0, "train.batch_size is 0"),
+        ("data.validation_fraction", 1.5, "data.validation_fraction is 1.5"),
+        ("data.fit", "stretch", "unknown data.fit 'stretch'"),
+        ("dtype", "float8", "unknown dtype 'float8': choose one of bfloat16, float32"),
+        (
+            "eval.threshold_rule",
+            "oracle",
+            "unknown eval.threshold_rule 'oracle': choose one of area",
+        ),
+    ],
+)
+def test_a_bad_field_is_named_and_what_is_known_is_listed(config, tmp_path, field, value, message):
+    *path, last = field.split(".")
+    node = config
+    for part in path:
+        node = node[part]
+    with node.unlocked(), node.ignore_type():
+        node[last] = value
+    with pytest.raises(UserError) as error:
+        run.run(config, tmp_path, "train")
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "checkpoints").exists() or not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_empty_train_names_the_folder(config, mvtec_root, tmp_path):
+    root = tmp_path / "images"
+    shutil.copytree(mvtec_root, root)
+    for path in (root / "part/train/good").iterdir():
+        path.unlink()
+    config.data.root = str(root)
+    with pytest.raises(UserError, match="train/good"):
+        run.run(config, tmp_path / "run", "train")
+
+
+def test_too_few_images_to_hold_one_out(config, mvtec_root, tmp_path):
+    root = tmp_path / "images"
+    shutil.copytree(mvtec_root, root)
+    for path in sorted((root / "part/train/good").iterdir())[1:]:
+        path.unlink()
+    config.data.root = str(root)
+    with pytest.raises(UserError, match="1 training images: holding out 1"):
+        run.run(config, tmp_path / "run", "train")
+
+
+def test_a_validation_image_that_is_gone_is_named(config, mvtec_root, tmp_path):
+    root = tmp_path / "images"
+    shutil.copytree(mvtec_root, root)
+    config.data.root = str(root)
+    opened = run.open_run(config, tmp_path / "run", "train")
+    (root / "part" / opened.data.validation_files[0]).unlink()
+    with pytest.raises(UserError, match=opened.data.validation_files[0]):
+        run.run(config, tmp_path / "run", "train")
+
+
+def test_a_damaged_config_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": ')
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        run.open_run(quickstart.get_config(), tmp_path, "train")
+
+
+def test_all_categories_give_a_table_with_their_mean(config, mvtec_root, tmp_path, capsys):
+    root = tmp_path / "images"
+    for name in ("left", "right"):
+        shutil.copytree(mvtec_root / "part", root / name)
+    config.data.update(root=str(root), category="all", image_size=(32, 32))
+    config.method.update(model="ssim_net", code_dim=4)
+    results = run.run(config, tmp_path / "runs", "train")
+    assert list(results) == ["left", "right"]
+    table = capsys.readouterr().out.strip().splitlines()[-4:]
+    mean = (results["left"]["pixel_auroc"] + results["right"]["pixel_auroc"]) / 2
+    assert table[-1].lower().startswith("mean") and f"{mean:.3f}" in table[-1]
+    assert checkpoint.read_config(tmp_path / "runs/left").data.category == "left"
+    assert (tmp_path / "runs/results.json").is_file()
