@@ -11,7 +11,7 @@ from configs import default
 def get_config() -> ml_collections.ConfigDict:
     config = default.get_config()
     config.data.name = "synthetic"
-    config.data.category = "object"
+    config.data.category = "gear"
     config.data.image_size = (128, 128)
     config.data.synthetic = ml_collections.ConfigDict()
     config.data.synthetic.num_train = 200

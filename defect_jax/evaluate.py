@@ -114,6 +114,41 @@ def predictions(
             )
 
 
+def read_images(workdir: str | pathlib.Path, split: str = "test") -> list[dict[str, Any]]:
+    """The rows of a run's `eval/<split>/images.csv`, in the order of the split.
+
+    Raises:
+        UserError: the split has not been evaluated.
+    """
+    path = pathlib.Path(workdir) / "eval" / split / "images.csv"
+    if not path.is_file():
+        raise UserError(f"{path} is not there: evaluate the run first (--mode=evaluate)")
+    with path.open(newline="") as file:
+        return [
+            row | {"label": int(row["label"]), "score": float(row["score"])}
+            for row in csv.DictReader(file)
+        ]
+
+
+def worst_images(rows: list[dict[str, Any]], count: int) -> list[int]:
+    """The numbers of the images that are ranked worst, the worst first.
+
+    A defective image is ranked badly by the share of good images that score at least as high, a
+    good one by the share of defective images that score at most as high; among equals the less
+    telling score comes first.
+    """
+    scores = np.array([row["score"] for row in rows])
+    labels = np.array([row["label"] for row in rows])
+
+    def badness(number: int) -> tuple[float, float]:
+        sign = 1 if labels[number] == 0 else -1
+        others = sign * scores[labels != labels[number]]
+        share = np.mean(others <= sign * scores[number]) if others.size else 0.0
+        return float(share), sign * scores[number]
+
+    return sorted(range(len(rows)), key=badness, reverse=True)[:count]
+
+
 def calibrate(
     config: ml_collections.ConfigDict, predict: Predict, workdir: pathlib.Path
 ) -> Thresholds | None:
@@ -302,10 +337,9 @@ def _draw(
     }
     curves = {name: curve for name, curve in curves.items() if len(curve[0])}
     maps = np.concatenate([example["score_map"].ravel() for example in shown])
-    with (folder / "images.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    scores = np.array([float(row["score"]) for row in rows])
-    labels = np.array([int(row["label"]) for row in rows])
+    rows = read_images(workdir, folder.name)
+    scores = np.array([row["score"] for row in rows])
+    labels = np.array([row["label"] for row in rows])
     figures = {
         "overlays/sheet": visualize.overlay_sheet(
             shown,

@@ -1,9 +1,6 @@
 """From flags to runs: `python -m defect_jax.main --config=FILE --workdir=FOLDER`."""
 
-import os
 import sys
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
 
 from absl import app, flags, logging
 from ml_collections import config_flags

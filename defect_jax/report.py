@@ -78,6 +78,9 @@ class Reporter:
 
     def add(self, step: int, metrics: Metrics) -> None:
         """Takes the metrics of the step that brought the state to `step`."""
+        if self._pending:
+            # Lets the host run one step ahead and no more: a queue of steps is a queue of states.
+            jax.block_until_ready(self._pending[-1])
         self._pending.append(metrics)
         if not self._compiled:
             # The first step compiles for seconds or minutes; rates are measured after it.

@@ -39,7 +39,7 @@ def mvtec_root(tmp_path_factory) -> pathlib.Path:
         ("test/spot", "spot", 2),
     ]:
         for index in range(count):
-            image, mask = synthetic.draw(len(name), index, "object", defect, (48, 48))
+            image, mask = synthetic.draw(len(name), index, "gear", defect, (48, 48))
             _write_png(root / "part" / name / f"{index:03}.png", image)
             if defect != "good":
                 mask_path = root / "part/ground_truth" / defect / f"{index:03}_mask.png"

@@ -16,17 +16,13 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
-import tensorflow as tf
-import tensorflow_datasets as tfds
 import tqdm
 from absl import logging
 from PIL import Image
 
 from defect_jax.data.examples import Examples
+from defect_jax.data.tensorflow_quietly import tf, tfds
 from defect_jax.errors import UserError
-
-# TensorFlow only reads files here; left alone it would reserve the accelerator's memory.
-tf.config.set_visible_devices([], "GPU")
 
 Generators = Mapping[str, Callable[[], Iterable[dict]]]
 
@@ -203,6 +199,7 @@ def encode_mask(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
         UserError: the file is truncated or unreadable.
     """
     image, _ = _open(path)
+    is_jpeg = image.format == "JPEG"
     if image.mode in ("LA", "La"):
         image = image.convert("L")
     elif image.mode not in ("1", "L", "F") and not image.mode.startswith("I"):

@@ -29,7 +29,7 @@ class Dataset(NamedTuple):
 
 DATASETS = {
     "mvtec": Dataset(mvtec.load, lambda data: mvtec.categories(data.root), False),
-    "bsdata": Dataset(bsdata.load, lambda data: [data.category], True),
+    "bsdata": Dataset(bsdata.load, lambda data: ["pitting"], True),
     "synthetic": Dataset(synthetic.load, lambda data: sorted(synthetic.SURFACES), False),
 }
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import ml_collections
 import numpy as np
-import tensorflow as tf
 from PIL import Image
 
 from defect_jax.data.examples import Examples
+from defect_jax.data.tensorflow_quietly import tf
 from defect_jax.errors import UserError, require
 
 HostBatch = dict[str, np.ndarray]

@@ -5,13 +5,22 @@ the drawing functions are fractions of the image's shorter side, so that another
 same kind of scene with more or fewer pixels.
 """
 
+import functools
+import hashlib
 import zlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
+import ml_collections
 import numpy as np
 from scipy import ndimage
 
 from defect_jax import errors
+from defect_jax.data import builder
+from defect_jax.data.examples import Examples
+
+# Raise it when the same arguments are to draw other pictures: prepared ones are kept by it.
+_VERSION = 1
 
 
 class Scene(NamedTuple):
@@ -389,3 +398,51 @@ def draw(
         image, cover = add(_rng(seed, index, surface, defect), scene._replace(image=image))
     photograph = _photograph(_rng(seed, index, surface, "camera"), image)
     return photograph, np.uint8(cover > 0.1)
+
+
+def load(data: ml_collections.ConfigDict, split: str) -> Examples:
+    """The examples of one surface.
+
+    Args:
+        data: `config.data`; reads `category` (a key of `SURFACES`), `image_size`, `cache_dir` and
+            of `synthetic`: `seed`, `num_train`, `num_test_good` and `num_test_per_defect`.
+        split: 'train' (good images only) or 'test'.
+
+    Raises:
+        UserError: no such surface, or a split that would be empty.
+    """
+    fields, surface, size = data.synthetic, data.category, tuple(data.image_size)
+    errors.require(surface, SURFACES, "synthetic category")
+    tests = {"good": fields.num_test_good} | dict.fromkeys(
+        DEFECTS_OF[surface], fields.num_test_per_defect
+    )
+    if fields.num_train < 1 or sum(tests.values()) < 1:
+        raise errors.UserError("data.synthetic asks for no training or no test images: ask for some")
+    splits = {"train": {"good": fields.num_train}, "test": tests}
+    options = repr((_VERSION, surface, size, splits, fields.seed))
+    prepared = builder.prepare(
+        {name: functools.partial(_rows, name, splits[name], data) for name in splits},
+        f"synthetic/{surface}",
+        hashlib.sha256(options.encode()).hexdigest()[:16],
+        data.cache_dir,
+        fields.num_train + sum(tests.values()),
+    )
+    return builder.read(prepared, split)
+
+
+def _rows(split: str, counts: dict[str, int], data: ml_collections.ConfigDict) -> Iterator[dict]:
+    # Training and test images never share an index, so they never show the same product.
+    index = 0 if split == "train" else data.synthetic.num_train
+    for defect, count in counts.items():
+        for number in range(count):
+            image, mask = draw(
+                data.synthetic.seed, index, data.category, defect, tuple(data.image_size)
+            )
+            index += 1
+            yield {
+                "image": builder.encode_png(image),
+                "mask": builder.encode_png(mask) if defect != "good" else b"",
+                "label": int(defect != "good"),
+                "defect_type": defect,
+                "filename": f"{split}/{defect}/{number:03}.png",
+            }

@@ -30,8 +30,9 @@ class SSIMNet(nn.Module):
     """The SSIM_Net autoencoder of the DeeCamp group 10 defect-segmentation project.
 
     Every convolution has no bias and is followed by batch normalisation. 3x3 convolutions pad one
-    zero on each side, also where they stride (flax's 'SAME' would pad only at the far side); the
-    decoder mirrors the encoder, with transposed 4x4 convolutions where the encoder strides.
+    zero on each side, also where they stride (flax's 'SAME' would pad only at the far side). The
+    decoder mirrors the encoder, with transposed 4x4 convolutions where the encoder strides and one
+    more 3x3 stage at full resolution before its last 1x1 convolution.
 
     Source: https://github.com/shuaizzZ/DeeCamp-10Group-Unsupervised-Defect-Segmentation
     (model/networks, commit c20e39e).

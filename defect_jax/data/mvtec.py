@@ -1,0 +1,136 @@
+"""Folders in the layout of MVTec AD (Bergmann et al. 2019): good parts to learn from, a test set.
+
+    <root>/<category>/train/good/<name>.<png, jpg, bmp or tif>
+    <root>/<category>/test/<good or the name of a defect>/<name>.<...>
+    <root>/<category>/ground_truth/<defect>/<name>_mask.<...>
+"""
+
+import functools
+import pathlib
+from collections.abc import Iterable, Iterator
+
+import ml_collections
+
+from defect_jax.data import builder
+from defect_jax.data.examples import Examples
+from defect_jax.errors import UserError
+
+_LAYOUT = "<root>/<category>/train/good and <root>/<category>/test/<good or a defect>"
+
+
+def categories(root: str) -> list[str]:
+    """The categories under a root, sorted.
+
+    Raises:
+        UserError: no such folder, or none of its sub-folders is a category.
+    """
+    folder = _existing(root)
+    found = sorted(path.parent.name for path in folder.glob("*/train") if path.is_dir())
+    if found:
+        return found
+    if (folder / "train").is_dir():
+        raise UserError(
+            f"data.root {folder} is itself a category: set data.root to {folder.resolve().parent} "
+            f"and data.category to {folder.resolve().name}"
+        )
+    inside = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+    raise UserError(f"data.root {folder} has another layout: expected {_LAYOUT}, found {inside}")
+
+
+def load(data: ml_collections.ConfigDict, split: str) -> Examples:
+    """The examples of a category.
+
+    Args:
+        data: `config.data`; reads `root`, `category` and `cache_dir`.
+        split: 'train' (all of train/good) or 'test'.
+
+    Raises:
+        UserError: see `categories`; an unknown category; a train or test folder without images; an
+            image that cannot be read; a mask without an image, a defective image without its
+            mask, or a mask of another size.
+    """
+    known = categories(data.root)
+    if data.category not in known:
+        raise UserError(
+            f"no category '{data.category}' in {data.root}: there are {', '.join(known)}"
+        )
+    folder = pathlib.Path(data.root) / data.category
+    train = builder.list_images(folder / "train/good")
+    if not train:
+        raise UserError(f"no images in {folder / 'train/good'}: put good parts there")
+    test = [path for kind in _folders(folder / "test") for path in builder.list_images(kind)]
+    if not test:
+        raise UserError(f"no images in {folder / 'test'}/<good or a defect>: put test images there")
+    masks = _match_masks(folder, test)
+    rows = functools.partial(_rows, folder)
+    prepared = builder.prepare(
+        {"train": lambda: rows(train, {}), "test": lambda: rows(test, masks)},
+        f"mvtec/{data.category}",
+        builder.fingerprint(folder, [*train, *test, *masks.values()]),
+        data.cache_dir,
+        len(train) + len(test),
+    )
+    return builder.read(prepared, split)
+
+
+def _existing(root: str) -> pathlib.Path:
+    if not root:
+        raise UserError("data.root is not set: pass --config.data.root=<folder of the images>")
+    folder = pathlib.Path(root).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"data.root {folder} is no folder: expected {_LAYOUT}")
+    return folder
+
+
+def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(path for path in folder.glob("*") if path.is_dir())
+
+
+def _match_masks(
+    folder: pathlib.Path, test: Iterable[pathlib.Path]
+) -> dict[pathlib.Path, pathlib.Path]:
+    """Pairs each defective image with its mask."""
+    masks = {
+        (kind.name, path.stem.removesuffix("_mask")): path
+        for kind in _folders(folder / "ground_truth")
+        for path in builder.list_images(kind)
+    }
+    pairs = {}
+    for image in test:
+        defect = image.parent.name
+        mask = masks.pop((defect, image.stem), None)
+        if mask is not None:
+            pairs[image] = mask
+        elif defect != "good":
+            expected = folder / "ground_truth" / defect / f"{image.stem}_mask.png"
+            raise UserError(f"image {image} has no mask: expected {expected}")
+    if masks:
+        (defect, stem), mask = min(masks.items())
+        raise UserError(
+            f"mask {mask} has no image: expected {folder / 'test' / defect / stem} and a suffix"
+        )
+    return pairs
+
+
+def _rows(
+    folder: pathlib.Path,
+    images: Iterable[pathlib.Path],
+    masks: dict[pathlib.Path, pathlib.Path],
+) -> Iterator[dict]:
+    for path in images:
+        image, size = builder.encode_image(path)
+        mask = b""
+        if path in masks:
+            mask, mask_size = builder.encode_mask(masks[path])
+            if mask_size != size:
+                raise UserError(
+                    f"mask {masks[path]} is {mask_size[1]}x{mask_size[0]} pixels, its image "
+                    f"{path} {size[1]}x{size[0]}: they must be equal"
+                )
+        yield {
+            "image": image,
+            "mask": mask,
+            "label": int(path.parent.name != "good"),
+            "defect_type": path.parent.name,
+            "filename": path.relative_to(folder).as_posix(),
+        }

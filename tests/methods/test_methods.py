@@ -1,0 +1,159 @@
+"""Each method learns, and predicts what its interface promises."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import bsdata_unet, mvtec_autoencoder
+from defect_jax import optim
+from defect_jax.errors import UserError
+from defect_jax.method import to_float
+from defect_jax.methods import make_method
+from defect_jax.methods.scoring import score_image
+from defect_jax.methods.segmenter import log_odds
+from defect_jax.train import parallel_step, shard
+
+SIZE = (32, 32)
+
+
+def autoencoder_config():
+    config = mvtec_autoencoder.get_config()
+    config.data.update(image_size=SIZE)
+    config.method.update(model="ssim_net", code_dim=16, loss="l2", residual="l2")
+    config.augment.lighting_probability = 0.0
+    config.optimizer.update(schedule="constant", learning_rate=3e-3)
+    return config
+
+
+def segmenter_config():
+    config = bsdata_unet.get_config()
+    config.data.update(image_size=SIZE)
+    config.method.update(width=8, depth=2)
+    config.augment.update(flip_horizontal=False, flip_vertical=False, lighting_probability=0.0)
+    config.optimizer.update(schedule="constant", learning_rate=3e-3, warmup_steps=0)
+    return config
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Noisy gradients, each with a bright square, the defect."""
+    rng = np.random.default_rng(0)
+    devices = jax.local_device_count()
+    count = 4 * devices
+    image = np.linspace(40, 120, 32)[None, :, None, None] + rng.normal(0, 8, (count, *SIZE, 3))
+    mask = np.zeros((count, *SIZE), np.uint8)
+    for number, (row, column) in enumerate(rng.integers(2, 20, (count, 2))):
+        mask[number, row : row + 8, column : column + 8] = 1
+    image = np.where(mask[..., None] == 1, image + 100, image).clip(0, 255).astype(np.uint8)
+    return {
+        "image": image,
+        "mask": mask,
+        "label": np.ones(count, np.int32),
+        "index": np.arange(count, dtype=np.int32),
+        "weight": np.ones(count, np.float32),
+    }
+
+
+def fit(config, batch, num_steps):
+    method = make_method(config)
+    state = jax.jit(method.init)(jax.random.PRNGKey(0), batch)
+    step = parallel_step(method.phases[0])
+    losses = []
+    for _ in range(num_steps):
+        state, metrics = step(state, shard(batch))
+        losses.append(float(metrics["loss"]))
+    return method, state, losses
+
+
+@pytest.fixture(scope="module")
+def autoencoder(batch):
+    return fit(autoencoder_config(), batch, 80)
+
+
+@pytest.fixture(scope="module")
+def segmenter(batch):
+    return fit(segmenter_config(), batch, 80)
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "segmenter"])
+def test_one_batch_is_learned_by_heart(name, request):
+    _, _, losses = request.getfixturevalue(name)
+    assert np.isfinite(losses).all() and losses[-1] < 0.25 * losses[0]
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "segmenter"])
+def test_predictions_have_the_promised_shapes(name, request, batch):
+    method, state, _ = request.getfixturevalue(name)
+    prediction = method.predict(state, batch)
+    count = len(batch["image"])
+    assert prediction["score"].shape == (count,)
+    assert prediction["score_map"].shape == (count, *SIZE)
+    assert prediction["score_map"].dtype == jnp.float32
+    np.testing.assert_allclose(prediction["score"], prediction["score_map"].max((1, 2)), rtol=1e-6)
+
+
+def test_an_autoencoder_maps_its_residual(autoencoder, batch):
+    method, state, _ = autoencoder
+    prediction = method.predict(state, batch)
+    assert prediction["reconstruction"].min() >= 0 and prediction["reconstruction"].max() <= 1
+    residual = (to_float(batch["image"]) - prediction["reconstruction"]) ** 2
+    np.testing.assert_allclose(prediction["score_map"], residual.mean(-1), rtol=1e-5, atol=1e-7)
+
+
+def test_a_segmenter_finds_what_it_was_taught(segmenter, batch):
+    method, state, _ = segmenter
+    prediction = method.predict(state, batch)
+    found = prediction["mask_logits"].argmax(-1)
+    truth = batch["mask"]
+    assert np.logical_and(found, truth).sum() / np.logical_or(found, truth).sum() > 0.8
+    np.testing.assert_array_equal(prediction["score_map"] > 0, found == 1)
+
+
+def test_log_odds_of_many_classes():
+    logits = jnp.log(jnp.array([[[[0.5, 0.3, 0.2]]]]))
+    np.testing.assert_allclose(log_odds(logits), np.log(0.5 / 0.5), atol=1e-6)
+
+
+def test_the_average_of_the_parameters_predicts(segmenter, batch):
+    method, state, _ = segmenter
+    average = optim.averaged_params(state)
+    swapped = state.replace(params=jax.tree.map(jnp.zeros_like, state.params))
+    np.testing.assert_array_equal(
+        method.predict(state, batch)["score"], method.predict(swapped, batch)["score"]
+    )
+    changed = jax.tree.map(lambda a, b: np.abs(a - b).max(), average, state.params)
+    assert max(jax.tree.leaves(changed)) > 0
+
+
+def test_top_fraction_is_the_mean_of_the_highest_pixels():
+    score_map = jnp.arange(100.0).reshape(1, 10, 10)
+    assert score_image(score_map, 0.0, 0.0)["score"] == 99
+    np.testing.assert_allclose(score_image(score_map, 0.0, 0.05)["score"], [97.0])
+
+
+def test_smoothing_comes_before_the_score():
+    spike = jnp.zeros((1, 21, 21)).at[0, 10, 10].set(1.0)
+    smoothed = score_image(spike, 2.0, 0.0)
+    np.testing.assert_allclose(smoothed["score_map"].sum(), 1, rtol=1e-5)
+    np.testing.assert_allclose(smoothed["score"], 1 / (2 * np.pi * 4), rtol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parameters_and_losses_stay_float32(batch, dtype):
+    config = segmenter_config()
+    config.dtype = dtype
+    method, state, losses = fit(config, batch, 2)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    assert method.predict(state, batch)["score_map"].dtype == jnp.float32
+    assert np.isfinite(losses).all()
+
+
+def test_a_size_that_the_network_cannot_halve_is_an_error():
+    config = segmenter_config()
+    config.data.image_size = (30, 32)
+    method = make_method(config)
+    with pytest.raises(UserError, match=r"multiples of 4, found 30x32"):
+        jax.eval_shape(
+            method.init, jax.random.PRNGKey(0), {"image": jnp.zeros((1, 30, 32, 3), jnp.uint8)}
+        )
