@@ -37,6 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.ema_decay = 0.99
 
     config.train.batch_size = 6
-    config.train.num_steps = 1300
+    config.train.num_steps = 800
+    config.train.checkpoint_every = 100
     config.eval.batch_size = 4
     return config

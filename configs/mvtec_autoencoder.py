@@ -23,5 +23,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.ssim_windows = (11,)
 
     config.augment.lighting_probability = 0.5
-    config.train.num_steps = 4000
+    config.train.num_steps = 2000
     return config

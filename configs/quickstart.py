@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.synthetic.num_train = 200
     config.data.synthetic.num_test_good = 40
     config.data.synthetic.num_test_per_defect = 12
-    config.data.synthetic.seed = 0
+    config.data.synthetic.seed = 1
 
     config.method.name = "autoencoder"
     config.method.model = "bergmann"
@@ -25,6 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.loss = "ssim"
     config.method.residual = "ssim"
     config.method.ssim_windows = (11,)
+    config.method.smoothing = 2.0
 
     config.train.num_steps = 600
     config.train.checkpoint_every = 300

@@ -57,14 +57,16 @@ def load(data: ml_collections.ConfigDict, split: str) -> Examples:
         UserError: files of the clone that are missing or damaged, a bad polygon, an unknown
             label, split or fold.
     """
+    require(split, ("train", "validation", "test"), "split")
     root = _existing(data.root)
     entries = _entries(root)
     sides = split_names(entries, data.split, data.fold, data.normals)
-    names = sorted(set().union(*sides.values()))
     labelled = {entry["filename"] for entry in entries if entry["annotations"]}
+    # Whatever the split, so that all folds read the same prepared frames.
+    names = sorted(labelled.union(safe_normals(entries)))
     files = [root / "data" / name for name in names]
     labels = {name: root / "label" / _label_name(name) for name in names if name in labelled}
-    _check_files(root, files, labels.values(), {_label_name(entry["filename"]) for entry in entries})
+    _check_files(root, files, list(labels.values()))
     prepared = builder.prepare(
         {"frames": lambda: _rows(root, names, labels)},
         "bsdata",
@@ -164,11 +166,11 @@ def rasterise(label: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
             than 3 points, or a point more than a pixel outside the image.
     """
     try:
-        content = json.loads(label.read_text())
-        shapes = content["shapes"]
+        content = json.loads(label.read_text("utf-8"))
+        shapes = [(shape["label"], shape["points"]) for shape in content["shapes"]]
         stated = (content["imageHeight"], content["imageWidth"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{label} is no labelme file ({error}): restore it") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{label} is no labelme file ({_reason(error)}): restore it") from error
     if stated != size:
         raise UserError(
             f"{label} states {stated[1]}x{stated[0]} pixels, its image has {size[1]}x{size[0]}: "
@@ -177,23 +179,29 @@ def rasterise(label: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
     if not shapes:
         raise UserError(f"{label} has no shapes: remove it or label the image")
     mask = Image.new("L", size[::-1])
-    for shape in shapes:
-        points = np.asarray(shape["points"], float)
-        _check_polygon(label, shape["label"], points, size)
-        outline = [tuple(point) for point in points.tolist()]
-        ImageDraw.Draw(mask).polygon(outline, fill=CLASSES[shape["label"]])
+    for name, points in shapes:
+        if name not in CLASSES:
+            raise UserError(f"{label} has an unknown label '{name}': known is {', '.join(CLASSES)}")
+        outline = _outline(label, points, size)
+        ImageDraw.Draw(mask).polygon(outline, fill=CLASSES[name])
     return np.asarray(mask)
 
 
-def _check_polygon(
-    label: pathlib.Path, name: str, points: np.ndarray, size: tuple[int, int]
-) -> None:
-    if name not in CLASSES:
-        raise UserError(f"{label} has an unknown label '{name}': known is {', '.join(CLASSES)}")
-    if len(points) < 3:
-        raise UserError(f"{label} has a polygon of {len(points)} points: a polygon has at least 3")
-    if points.min() < -1 or (points > np.array(size[::-1]) + 1).any():
+def _outline(label: pathlib.Path, points: Any, size: tuple[int, int]) -> list[tuple[float, ...]]:
+    """Returns the checked (x, y) of a polygon."""
+    try:
+        corners = np.asarray(points, float).reshape(len(points), 2)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{label} has a polygon whose points are not (x, y): correct it") from error
+    if len(corners) < 3:
+        raise UserError(f"{label} has a polygon of {len(corners)} points: a polygon has at least 3")
+    if not ((corners >= -1) & (corners <= np.array(size[::-1]) + 1)).all():
         raise UserError(f"{label} has a polygon that leaves the image: correct its points")
+    return [tuple(corner) for corner in corners.tolist()]
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _existing(root: str) -> pathlib.Path:
@@ -210,10 +218,16 @@ def _existing(root: str) -> pathlib.Path:
 
 
 def _entries(root: pathlib.Path) -> list[dict[str, Any]]:
+    path = root / "image_data.json"
     try:
-        return json.loads((root / "image_data.json").read_text())["images"]
-    except (json.JSONDecodeError, KeyError) as error:
-        raise UserError(f"{root}/image_data.json is damaged ({error}): restore it") from error
+        entries = json.loads(path.read_text("utf-8"))["images"]
+        for entry in entries:
+            _ = entry["annotations"], entry["train_test_split"]
+            if entry["type"] == 2:
+                taken_at(entry["filename"])
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{path} is damaged ({_reason(error)}): restore it") from error
+    return entries
 
 
 def _label_name(filename: str) -> str:
@@ -221,17 +235,16 @@ def _label_name(filename: str) -> str:
 
 
 def _check_files(
-    root: pathlib.Path,
-    images: Iterable[pathlib.Path],
-    labels: Iterable[pathlib.Path],
-    known_labels: set[str],
+    root: pathlib.Path, images: list[pathlib.Path], labels: list[pathlib.Path]
 ) -> None:
     for path in (*images, *labels):
         if not path.is_file():
             raise UserError(f"{path} is missing, which image_data.json names: restore it")
-    for path in sorted((root / "label").glob("*.json")):
-        if path.name not in known_labels:
-            raise UserError(f"label {path} has no image in image_data.json: remove it")
+    unknown = set((root / "label").glob("*.json")).difference(labels)
+    if unknown:
+        raise UserError(
+            f"label {min(unknown)} belongs to no labelled image of image_data.json: remove it"
+        )
 
 
 def _rows(

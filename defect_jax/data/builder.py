@@ -29,6 +29,7 @@ Generators = Mapping[str, Callable[[], Iterable[dict]]]
 # Raise it when the same source is to be prepared differently: the fingerprint holds it.
 _VERSION = "1.0.0"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+_PNG_END = b"IEND\xaeB`\x82"
 _UNREADABLE = (
     OSError,
     SyntaxError,
@@ -97,9 +98,7 @@ def prepare(
     try:
         os.makedirs(data_dir, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot write prepared images to {data_dir} ({error.strerror}): set data.cache_dir"
-        ) from error
+        raise _cannot_write(data_dir, error) from error
     with (
         _quiet(),
         tqdm.tqdm(
@@ -110,11 +109,11 @@ def prepare(
         builder = PreparedExamples(data_dir, counted)
         try:
             builder.download_and_prepare()
-        except OSError:
+        except OSError as error:
             # Another process may have finished the same preparation since this one began.
             builder = PreparedExamples(data_dir, counted)
             if not builder.info.splits:
-                raise
+                raise _cannot_write(data_dir, error) from error
     return builder
 
 
@@ -180,7 +179,7 @@ def encode_image(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
     low, high = image.getextrema() if len(image.getbands()) == 1 else (0, 0)
     if image.mode.startswith("I") and low >= 0 and high < 2**16:
         pixels = np.rint(np.asarray(image, np.float32) / 257.0).astype(np.uint8)
-    elif image.mode in ("1", "L", "LA", "La"):
+    elif image.mode in ("1", "L", "LA"):
         pixels = np.asarray(image.convert("L"))
     elif image.mode.startswith(("I", "F")):
         raise UserError(f"{path}: pixel format '{image.mode}' has no known range: save as 8 bits")
@@ -200,7 +199,7 @@ def encode_mask(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
     """
     image, _ = _open(path)
     is_jpeg = image.format == "JPEG"
-    if image.mode in ("LA", "La"):
+    if image.mode == "LA":
         image = image.convert("L")
     elif image.mode not in ("1", "L", "F") and not image.mode.startswith("I"):
         image = image.convert("RGB")
@@ -218,11 +217,23 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def _cannot_write(data_dir: str, error: OSError) -> UserError:
+    return UserError(
+        f"cannot write prepared images to {data_dir} ({error.strerror}): set data.cache_dir"
+    )
+
+
 def _open(path: pathlib.Path) -> tuple[Image.Image, bytes]:
     """Returns the fully decoded image and the bytes of its file."""
     try:
         data = path.read_bytes()
         image = Image.open(io.BytesIO(data))
+        if image.format == "PNG":
+            # Pillow reads a PNG with wrong checksums or without its end; TensorFlow refuses it.
+            image.verify()
+            if _PNG_END not in data:
+                raise EOFError("its end is missing")
+            image = Image.open(io.BytesIO(data))
         image.load()
     except _UNREADABLE as error:
         reason = " ".join(str(error).split())

@@ -1,8 +1,8 @@
 """Folders in the layout of MVTec AD (Bergmann et al. 2019): good parts to learn from, a test set.
 
-    <root>/<category>/train/good/<name>.<png, jpg, bmp or tif>
-    <root>/<category>/test/<good or the name of a defect>/<name>.<...>
-    <root>/<category>/ground_truth/<defect>/<name>_mask.<...>
+<root>/<category>/train/good/<name>.<png, jpg, bmp or tif>
+<root>/<category>/test/<good or the name of a defect>/<name>.<...>
+<root>/<category>/ground_truth/<defect>/<name>_mask.<...>
 """
 
 import functools
@@ -54,7 +54,7 @@ def load(data: ml_collections.ConfigDict, split: str) -> Examples:
         raise UserError(
             f"no category '{data.category}' in {data.root}: there are {', '.join(known)}"
         )
-    folder = pathlib.Path(data.root) / data.category
+    folder = _existing(data.root) / data.category
     train = builder.list_images(folder / "train/good")
     if not train:
         raise UserError(f"no images in {folder / 'train/good'}: put good parts there")

@@ -172,7 +172,7 @@ def _tiles(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
 def _gear(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     """A turned steel gear on a matt conveyor belt; each tooth is a part."""
     teeth, holes = 18, 6
-    y, x = _placed(rng, size, degrees=6, shift=0.015)
+    y, x = _placed(rng, size, degrees=1.5, shift=0.006)
     pixel, radius, angle = 1.2 / min(size), np.hypot(y, x), np.arctan2(y, x)
     wave = np.cos(teeth * angle)
     rim = 0.375 + 0.035 * np.clip(2.2 * wave, -1, 1)
@@ -183,13 +183,13 @@ def _gear(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     hollow = np.minimum(np.minimum(radius - 0.105, slot), bolt)
     outside = np.maximum(radius - rim, -hollow)
     part = _inside(outside, pixel)
-    turned = 0.035 * _noise(rng, 90 * radius, 0 * angle) + 0.03 * np.sin(2 * np.pi * 45 * radius)
-    turned += 0.03 * _noise(rng, 60 * radius, 3 * np.cos(angle))
+    turned = 0.012 * _noise(rng, 90 * radius, 0 * angle) + 0.02 * np.sin(2 * np.pi * 45 * radius)
+    turned += 0.012 * _noise(rng, 60 * radius, 3 * np.cos(angle))
     gloss = 0.10 * np.cos(2 * (angle - rng.uniform(0.5, 0.9)))
     hub = 0.07 * np.where(np.abs(radius - 0.225) < 0.065, -1, 1)
     bevel = 0.22 * _smooth(1 + outside / 0.014) * np.clip(-(y + x) / (radius + 0.01), -1, 1)
     grey = (0.60 + turned + gloss + hub + bevel)[..., None] * _tint(rng, 0.98, 1.0, 1.03)
-    belt = 0.25 + 0.03 * _noise(rng, 50 * y, 50 * x) + 0.02 * _noise(rng, 5 * y, 5 * x)
+    belt = 0.25 + 0.012 * _noise(rng, 50 * y, 50 * x) + 0.02 * _noise(rng, 5 * y, 5 * x)
     reach = 0.02 * min(size)
     shadow = ndimage.gaussian_filter(ndimage.shift(part, (reach, reach), order=1), 0.6 * reach)
     under = (belt * (1 - 0.55 * shadow))[..., None] * _tint(rng, 0.92, 1.0, 0.95)
@@ -357,7 +357,7 @@ def _photograph(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     y, x = _placed(rng, image.shape[:2], degrees=180, shift=0.1)
     light = rng.uniform(0.96, 1.04) + rng.uniform(-0.12, 0.12) * y - 0.10 * (y**2 + x**2)
     image = np.clip(image * light[..., None], 0, 1)
-    noise = rng.standard_normal(image.shape, np.float32) * (0.006 + 0.010 * np.sqrt(image))
+    noise = rng.standard_normal(image.shape, np.float32) * (0.004 + 0.006 * np.sqrt(image))
     return np.uint8(np.clip(255 * (image + noise) + 0.5, 0, 255))
 
 
