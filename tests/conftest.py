@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import tempfile
 
 import ml_collections
 import numpy as np
@@ -10,6 +11,11 @@ import pytest
 from PIL import Image
 
 from defect_jax.data import synthetic
+
+_CACHE = tempfile.TemporaryDirectory(prefix="defect_jax_compiled_")
+# The same few programs are compiled by many tests, and by their sub-processes.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"
 
 _DEFAULT_DATA = pathlib.Path(__file__).parents[1] / "../shared/data"
 

@@ -176,13 +176,15 @@ def encode_image(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
     image, data = _open(path)
     if _is_plain(image, data):
         return data, (image.height, image.width)
-    low, high = image.getextrema() if len(image.getbands()) == 1 else (0, 0)
-    if image.mode.startswith("I") and low >= 0 and high < 2**16:
-        pixels = np.rint(np.asarray(image, np.float32) / 257.0).astype(np.uint8)
+    if image.mode.startswith(("I", "F")):
+        pixels = np.asarray(image)
+        if image.mode == "F" or pixels.min() < 0 or pixels.max() >= 2**16:
+            raise UserError(
+                f"{path}: pixel format '{image.mode}' has no known range: save as 8 bits"
+            )
+        pixels = np.rint(pixels / 257).astype(np.uint8)
     elif image.mode in ("1", "L", "LA"):
         pixels = np.asarray(image.convert("L"))
-    elif image.mode.startswith(("I", "F")):
-        raise UserError(f"{path}: pixel format '{image.mode}' has no known range: save as 8 bits")
     else:
         pixels = np.asarray(image.convert("RGB"))
     return encode_png(pixels), (image.height, image.width)
@@ -206,8 +208,8 @@ def encode_mask(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
     # JPEG leaves faint ripples around the outline, which are no defect.
     lowest = 128 if is_jpeg else 1
     defect = np.asarray(image) >= lowest
-    classes = defect.any(axis=-1) if defect.ndim == 3 else defect
-    return encode_png(classes.astype(np.uint8)), (image.height, image.width)
+    classes = np.atleast_3d(defect).any(axis=-1)
+    return encode_png(np.asarray(classes, np.uint8)), (image.height, image.width)
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

@@ -8,7 +8,7 @@ import numpy as np
 
 from defect_jax.data import bsdata, mvtec, synthetic
 from defect_jax.data.examples import Examples
-from defect_jax.errors import UserError, lookup
+from defect_jax.errors import UserError, lookup, require
 
 
 class Dataset(NamedTuple):
@@ -75,6 +75,7 @@ def load_split(config: ml_collections.ConfigDict, split: str) -> Examples:
             validation files that are no longer there.
     """
     dataset = lookup(DATASETS, config.data.name, "data.name")
+    require(split, ("train", "validation", "test"), "split")
     if dataset.has_validation or split == "test":
         return dataset.load(config.data, split)
     train = dataset.load(config.data, "train")

@@ -40,7 +40,7 @@ class Scene(NamedTuple):
 
 
 def _placed(rng: np.random.Generator, size: tuple[int, int], degrees: float, shift: float):
-    """Returns y, x [H, W] from the image's centre, turned and shifted at random up to the limits."""
+    """Returns y, x [H, W] from the image's centre, turned and shifted within the limits."""
     scale = min(size)
     y, x = np.ogrid[: size[0], : size[1]]
     y, x = [(v - (v.size - 1) / 2) / scale + rng.uniform(-shift, shift) for v in (y, x)]
@@ -417,7 +417,9 @@ def load(data: ml_collections.ConfigDict, split: str) -> Examples:
         DEFECTS_OF[surface], fields.num_test_per_defect
     )
     if fields.num_train < 1 or sum(tests.values()) < 1:
-        raise errors.UserError("data.synthetic asks for no training or no test images: ask for some")
+        raise errors.UserError(
+            "data.synthetic asks for no training or no test images: ask for some"
+        )
     splits = {"train": {"good": fields.num_train}, "test": tests}
     options = repr((_VERSION, surface, size, splits, fields.seed))
     prepared = builder.prepare(

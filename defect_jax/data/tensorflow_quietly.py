@@ -1,6 +1,6 @@
 """TensorFlow, without the lines it prints to standard error while it is imported.
 
-No setting of TensorFlow 2.21 holds them back, as they come before its log is set up.
+No setting of TensorFlow 2.21 holds those back, as they come before its log is set up.
 """
 
 import contextlib
@@ -27,6 +27,8 @@ def _quiet_stderr() -> Iterator[None]:
             os.dup2(saved, 2)
             os.close(saved)
 
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # its information lines later on
 
 with _quiet_stderr():
     import tensorflow as tf

@@ -18,7 +18,9 @@ def decode(data: bytes) -> np.ndarray:
     return tf.io.decode_image(data).numpy()
 
 
-def save(path: pathlib.Path, pixels: np.ndarray, mode: str | None = None, **options) -> pathlib.Path:
+def save(
+    path: pathlib.Path, pixels: np.ndarray, mode: str | None = None, **options
+) -> pathlib.Path:
     image = Image.fromarray(pixels)
     (image.convert(mode) if mode else image).save(path, **options)
     return path

@@ -167,7 +167,7 @@ def test_mask_of_another_size(data, root):
 
 
 def test_unknown_split(data):
-    with pytest.raises(UserError, match="'valid'.*test, train"):
+    with pytest.raises(UserError, match=r"'valid'.*test, train"):
         mvtec.load(data, "valid")
 
 

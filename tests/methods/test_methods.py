@@ -29,7 +29,7 @@ def autoencoder_config():
 def segmenter_config():
     config = bsdata_unet.get_config()
     config.data.update(image_size=SIZE)
-    config.method.update(width=8, depth=2)
+    config.method.update(width=8, depth=1)
     config.augment.update(flip_horizontal=False, flip_vertical=False, lighting_probability=0.0)
     config.optimizer.update(schedule="constant", learning_rate=3e-3, warmup_steps=0)
     return config
@@ -139,10 +139,9 @@ def test_smoothing_comes_before_the_score():
     np.testing.assert_allclose(smoothed["score"], 1 / (2 * np.pi * 4), rtol=2e-2)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_parameters_and_losses_stay_float32(batch, dtype):
+def test_parameters_and_losses_stay_float32_in_bfloat16(batch):
     config = segmenter_config()
-    config.dtype = dtype
+    config.dtype = "bfloat16"
     method, state, losses = fit(config, batch, 2)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
     assert method.predict(state, batch)["score_map"].dtype == jnp.float32
@@ -151,9 +150,9 @@ def test_parameters_and_losses_stay_float32(batch, dtype):
 
 def test_a_size_that_the_network_cannot_halve_is_an_error():
     config = segmenter_config()
-    config.data.image_size = (30, 32)
+    config.data.image_size = (31, 32)
     method = make_method(config)
-    with pytest.raises(UserError, match=r"multiples of 4, found 30x32"):
+    with pytest.raises(UserError, match=r"multiples of 2, found 31x32"):
         jax.eval_shape(
-            method.init, jax.random.PRNGKey(0), {"image": jnp.zeros((1, 30, 32, 3), jnp.uint8)}
+            method.init, jax.random.PRNGKey(0), {"image": jnp.zeros((1, 31, 32, 3), jnp.uint8)}
         )
