@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from defect_jax import checkpoint, report, visualize
+from defect_jax import checkpoint, devices, report, visualize
 from defect_jax.data import datasets, pipeline
 from defect_jax.data.examples import Examples
 from defect_jax.errors import UserError
@@ -85,12 +85,9 @@ def make_predict(method: Method, state: State) -> Predict:
 
     A batch's size must be a multiple of their number.
     """
-    mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("batch",))
-    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
-    state = jax.device_put(state, replicated)
+    state = devices.replicate(state)
     compiled = jax.jit(method.predict)
-    return lambda batch: jax.device_get(compiled(state, jax.device_put(batch, spread)))
+    return lambda batch: jax.device_get(compiled(state, devices.spread(batch)))
 
 
 def predictions(
@@ -103,8 +100,8 @@ def predictions(
         it, `mask` [h, w], `score`, `score_map` [h, w], and where the method has them
         `reconstruction` [H, W, C] and `class_map` [h, w], the class of each pixel.
     """
-    devices = jax.local_device_count()
-    batch_size = -(-config.eval.batch_size // devices) * devices
+    count = jax.local_device_count()
+    batch_size = -(-config.eval.batch_size // count) * count
     for batch in pipeline.eval_batches(config, examples, batch_size):
         prediction = predict(batch)
         for row in np.flatnonzero(batch["weight"]):

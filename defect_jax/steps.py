@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from defect_jax import optim
+from defect_jax.devices import AXIS
 from defect_jax.method import Batch, Metrics, State
-
-AXIS = "batch"
 
 
 class Aux(NamedTuple):

@@ -10,8 +10,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from clu import parameter_overview
 
-from defect_jax import checkpoint, report, steps, visualize
+from defect_jax import checkpoint, devices, report, visualize
 from defect_jax.data import datasets, pipeline
+from defect_jax.devices import AXIS
 from defect_jax.errors import UserError
 from defect_jax.method import Batch, Method, Phase, State
 from defect_jax.methods import make_method
@@ -44,7 +45,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Sta
             reporter = report.Reporter(
                 writers, config.train.batch_size, last_step, config.train.log_every
             )
-            state = _run_phases(config, method, state, reporter, checkpoints)
+            state = _run_phases(config, method, devices.replicate(state), reporter, checkpoints)
             figure = visualize.training_curves(report.read_metrics(workdir / "metrics.jsonl"))
             visualize.save(figure, workdir / "training.png")
             if events is not None:
@@ -55,11 +56,11 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Sta
 
 def check_batch_size(config: ml_collections.ConfigDict) -> None:
     """Raises UserError where the devices do not divide the global batch."""
-    devices, batch_size = jax.device_count(), config.train.batch_size
-    if batch_size < 1 or batch_size % devices:
+    count, batch_size = jax.device_count(), config.train.batch_size
+    if batch_size < 1 or batch_size % count:
         raise UserError(
-            f"train.batch_size is {batch_size}, which the {devices} devices do not divide: "
-            f"choose a multiple of {devices}"
+            f"train.batch_size is {batch_size}, which the {count} devices do not divide: "
+            f"choose a multiple of {count}"
         )
 
 
@@ -77,14 +78,14 @@ def parallel_step(phase: Phase):
 
     The state is one copy to its caller; pmap broadcasts it and takes the first of equal results.
     """
-    return jax.pmap(phase.train_step, axis_name=steps.AXIS, in_axes=(None, 0), out_axes=None)
+    return jax.pmap(phase.train_step, axis_name=AXIS, in_axes=(None, 0), out_axes=None)
 
 
 def shard(batch: pipeline.HostBatch) -> Batch:
     """Splits a host's batch over its devices: [b, ...] -> [devices, b / devices, ...]."""
-    devices = jax.local_device_count()
+    count = jax.local_device_count()
     return {
-        name: values.reshape(devices, len(values) // devices, *values.shape[1:])
+        name: values.reshape(count, len(values) // count, *values.shape[1:])
         for name, values in batch.items()
     }
 
@@ -139,7 +140,7 @@ def _run_phase(
         reporter.add(step, metrics)
         if step == last:
             # Before the save: a checkpoint at a phase's end holds the finished phase.
-            state = phase.finish(state)
+            state = devices.replicate(phase.finish(state))
         if step == last or step % config.train.checkpoint_every == 0:
             reporter.check(step)
             checkpoints.save(step, args=ocp.args.StandardSave(jax.tree.map(np.asarray, state)))

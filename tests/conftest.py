@@ -89,7 +89,7 @@ def shrink(mvtec_root, bsdata_root, prepared):
             config.data.update(root=str(mvtec_root), category="part")
         if config.data.name == "bsdata":
             config.data.update(root=str(bsdata_root), image_size=(32, 64))
-            config.method.update(width=4)
+            config.method.update(width=4, depth=2)
         return config
 
     return shrink

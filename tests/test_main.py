@@ -112,7 +112,7 @@ def test_all_categories_give_a_table_with_their_mean(config, mvtec_root, tmp_pat
     root = tmp_path / "images"
     for name in ("left", "right"):
         shutil.copytree(mvtec_root / "part", root / name)
-    config.data.update(root=str(root), category="all", image_size=(32, 32))
+    config.data.update(root=str(root), category="all", image_size=(32, 64))
     config.method.update(model="ssim_net", code_dim=4)
     results = run.run(config, tmp_path / "runs", "train")
     assert list(results) == ["left", "right"]

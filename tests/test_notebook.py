@@ -15,7 +15,7 @@ NOTEBOOK = pathlib.Path(__file__).parents[1] / "experiments/notebooks/analysis.i
 @pytest.fixture(scope="module")
 def cells(shrink, tmp_path_factory):
     config = shrink(mvtec_autoencoder.get_config())
-    config.data.image_size = (32, 32)
+    config.data.image_size = (32, 64)
     config.method.update(model="ssim_net", code_dim=4)
     workdir = tmp_path_factory.mktemp("notebook")
     run.run(config, workdir, "train")

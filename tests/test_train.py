@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import mvtec_autoencoder, quickstart
+from configs import bsdata_unet, quickstart
 from defect_jax import checkpoint, report, run
 from defect_jax.errors import UserError
 from defect_jax.method import Method, Phase
@@ -18,12 +18,9 @@ from defect_jax.train import parallel_step, phase_ends, train
 
 @pytest.fixture(scope="module")
 def config(shrink):
-    """SSIM_Net, for its BatchNorm, with every random augmentation."""
-    config = shrink(mvtec_autoencoder.get_config())
-    config.data.image_size = (32, 32)
-    config.method.update(model="ssim_net", code_dim=8)
-    config.augment.update(flip_horizontal=True, lighting_probability=0.5)
-    config.optimizer.ema_decay = 0.9
+    """A U-Net, which has BatchNorm, random views and an average of the parameters."""
+    config = shrink(bsdata_unet.get_config())
+    config.method.depth = 1
     config.train.update(num_steps=6, checkpoint_every=2, log_every=2)
     return config
 
@@ -83,7 +80,7 @@ def test_a_finished_run_is_left_alone(config, finished, capsys):
 def test_a_run_folder_holds_what_others_rely_on(finished):
     workdir, _ = finished
     stored = json.loads((workdir / "config.json").read_text())
-    assert stored["method"]["model"] == "ssim_net" and len(stored["data"]["validation_files"]) == 1
+    assert stored["method"]["model"] == "unet" and stored["train"]["num_steps"] == 6
     rows = report.read_metrics(workdir / "metrics.jsonl")
     assert [row["step"] for row in rows] == [2, 4, 6]
     assert {"loss", "learning_rate", "gradient_norm", "images_per_second"} <= rows[0].keys()
@@ -97,7 +94,7 @@ def test_a_loaded_run_predicts_with_the_trained_parameters(config, finished):
     assert_same_bits(loaded.state, finished[1])
     batch = checkpoint.example_batch(config)
     prediction = loaded.predict(batch)
-    assert prediction["score_map"].shape == (1, 32, 32)
+    assert prediction["score_map"].shape == (1, 32, 64)
     np.testing.assert_allclose(prediction["score"], prediction["score_map"].max((1, 2)))
     earlier = checkpoint.load_run(finished[0], step=4).predict(batch)
     assert np.abs(earlier["score_map"] - prediction["score_map"]).max() > 0
@@ -186,7 +183,7 @@ def test_another_config_does_not_touch_a_run(config, finished):
     other.train.num_steps = 7
     with pytest.raises(UserError) as error:
         run.open_run(other, finished[0], "train")
-    assert "optimizer.learning_rate (0.001 there, 0.5 now)" in str(error.value)
+    assert "optimizer.learning_rate (0.002 there, 0.5 now)" in str(error.value)
     assert "train.num_steps (6 there, 7 now)" in str(error.value)
 
 

@@ -14,6 +14,7 @@ import ml_collections
 
 from defect_jax import optim, steps
 from defect_jax.data.augment import augment
+from defect_jax.devices import AXIS
 from defect_jax.errors import lookup
 from defect_jax.losses.pixel import RESIDUALS
 from defect_jax.method import DTYPES, Batch, Method, Phase, State, init_state, to_float
@@ -33,7 +34,7 @@ def autoencoder(config: ml_collections.ConfigDict) -> Method:
         channels=config.data.channels,
         code_dim=method.code_dim,
         dtype=lookup(DTYPES, config.dtype, "dtype"),
-        axis_name=steps.AXIS,
+        axis_name=AXIS,
     )
     windows = tuple(method.ssim_windows)
     loss = functools.partial(lookup(RESIDUALS, method.loss, "method.loss"), windows=windows)

@@ -13,6 +13,7 @@ import ml_collections
 
 from defect_jax import optim, steps
 from defect_jax.data.augment import augment
+from defect_jax.devices import AXIS
 from defect_jax.errors import lookup
 from defect_jax.losses.segmentation import SEGMENTATION_LOSSES
 from defect_jax.method import DTYPES, Batch, Method, Phase, State, init_state, to_float
@@ -35,7 +36,7 @@ def segmenter(config: ml_collections.ConfigDict) -> Method:
         num_classes=config.data.num_classes,
         normalization=method.normalization,
         dtype=lookup(DTYPES, config.dtype, "dtype"),
-        axis_name=steps.AXIS,
+        axis_name=AXIS,
     )
     losses = [lookup(SEGMENTATION_LOSSES, name, "method.losses") for name in method.losses]
     score = functools.partial(
