@@ -5,6 +5,7 @@ import os
 import pathlib
 import tempfile
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
@@ -14,8 +15,12 @@ from defect_jax.data import synthetic
 
 _CACHE = tempfile.TemporaryDirectory(prefix="defect_jax_compiled_")
 # The same few programs are compiled by many tests, and by their sub-processes.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "1"
+for name, value in {
+    "jax_compilation_cache_dir": _CACHE.name,
+    "jax_persistent_cache_min_compile_time_secs": 0.5,
+}.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
 
 _DEFAULT_DATA = pathlib.Path(__file__).parents[1] / "../shared/data"
 
@@ -80,9 +85,9 @@ def shrink(mvtec_root, bsdata_root, prepared):
 
     def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         config.data.cache_dir = prepared
-        config.train.update(batch_size=4, num_steps=1, log_every=1, checkpoint_every=1)
+        config.train.update(batch_size=4, num_steps=2, log_every=1, checkpoint_every=1)
         config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, 1)
-        config.eval.update(batch_size=4, bootstrap_samples=8, num_shown=3, max_flagged_pixels=20)
+        config.eval.update(batch_size=4, bootstrap_samples=100, num_shown=3, max_flagged_pixels=20)
         if config.data.name == "synthetic":
             config.data.synthetic.update(num_train=12, num_test_good=2, num_test_per_defect=1)
         if config.data.name == "mvtec":

@@ -14,6 +14,9 @@ CONFIGS = sorted(
     path for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py")
     if path.stem not in ("default", "__init__")
 )  # fmt: skip
+NO_VALUE = object()
+# Read when a run is opened: the name of its row in the table, the draw of validation images.
+READ_BEFORE = {"data.category", "data.validation_fraction"}
 
 
 def load_config(path: pathlib.Path) -> ml_collections.ConfigDict:
@@ -23,12 +26,12 @@ def load_config(path: pathlib.Path) -> ml_collections.ConfigDict:
     return module.get_config()
 
 
-def leaves(config: ml_collections.ConfigDict, prefix: str = "") -> set[str]:
-    names: set[str] = set()
+def flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, object]:
+    values: dict[str, object] = {}
     for key, value in config.items():
         nested = isinstance(value, ml_collections.ConfigDict)
-        names |= leaves(value, f"{prefix}{key}.") if nested else {prefix + key}
-    return names
+        values |= flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return values
 
 
 @pytest.fixture
@@ -60,18 +63,33 @@ def record_reads(monkeypatch):
     return begin
 
 
+@pytest.fixture(scope="module")
+def all_reads() -> dict[str, set[str]]:
+    """Config -> the fields that its training and evaluation read; filled by the tests."""
+    return {}
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_config_trains_evaluates_and_reads_every_field(path, shrink, tmp_path, record_reads):
-    config = shrink(load_config(path))
-    config = run.open_run(config, tmp_path, "train")
-    fields = leaves(config)
+def test_config_trains_evaluates_and_reads_what_it_sets(
+    path, shrink, tmp_path, record_reads, all_reads
+):
+    config = load_config(path)
+    default = flat(load_config(path.with_name("default.py")))
+    own = {field for field, value in flat(config).items() if default.get(field, NO_VALUE) != value}
+    config = run.open_run(shrink(config), tmp_path, "train")
     reads = record_reads(config)
     train(config, tmp_path)
     results = evaluate(config, tmp_path)
     assert results["step"] == config.train.num_steps
-    # What only drawing the validation images reads, which `open_run` did.
-    reads.add("data.validation_fraction")
-    assert fields - reads == set()
+    all_reads[path.stem] = reads | READ_BEFORE
+    assert own - all_reads[path.stem] == set()
+
+
+def test_every_default_is_read_by_some_config(all_reads):
+    if len(all_reads) < len(CONFIGS):
+        pytest.skip("needs the test of every config to have run before")
+    default = flat(load_config(CONFIGS[0].with_name("default.py")))
+    assert default.keys() - set().union(*all_reads.values()) == set()
 
 
 def test_an_unread_field_is_found(shrink, tmp_path, record_reads):
@@ -79,4 +97,4 @@ def test_an_unread_field_is_found(shrink, tmp_path, record_reads):
     config.method.no_such_thing = 1
     reads = record_reads(config)
     assert config.seed == 0
-    assert "method.no_such_thing" in leaves(config) - reads and "seed" in reads
+    assert "method.no_such_thing" in flat(config).keys() - reads and "seed" in reads

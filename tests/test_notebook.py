@@ -28,7 +28,7 @@ def cells(shrink, tmp_path_factory):
 
 def test_it_shows_figures_scores_and_images(cells):
     text = "".join(output.get("text", "") for cell in cells for output in cell.outputs)
-    assert "autoencoder on mvtec 'part', step 1" in text
+    assert "autoencoder on mvtec 'part', step 2" in text
     assert "image_auroc" in text and "spot" in text
     pictures = [o for cell in cells for o in cell.outputs if "image/png" in o.get("data", {})]
     assert len(pictures) == 2
