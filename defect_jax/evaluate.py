@@ -17,21 +17,23 @@ from defect_jax import checkpoint, devices, report, visualize
 from defect_jax.data import datasets, pipeline
 from defect_jax.data.examples import Examples
 from defect_jax.errors import UserError
-from defect_jax.method import Batch, Method, State
+from defect_jax.method import Method, State
 from defect_jax.methods import make_method
 from defect_jax.metrics import (
     METRICS,
     Calibration,
     Estimate,
     Example,
+    ImageRanking,
     Metric,
+    PixelRanking,
     Thresholds,
     bootstrap_weights,
     is_flagged,
 )
 from defect_jax.metrics.histogram import pr_curve, pro_curve, roc_curve
 
-Predict = Callable[[Batch], dict[str, np.ndarray]]
+Predict = Callable[[pipeline.HostBatch], dict[str, np.ndarray]]
 # defect type -> metric name -> the metric's state after the images of that type
 Totals = dict[str, dict[str, Metric]]
 
@@ -227,7 +229,7 @@ def _measure(
     with _csv_rows(folder / "images.csv") as write_row:
         for number, example in enumerate(predictions(config, examples, predict)):
             if thresholds is not None:
-                example["thresholds"] = thresholds
+                example = {**example, "thresholds": thresholds}
             total = totals.setdefault(example["defect_type"], {})
             for name, metric in METRICS.items():
                 if all(key in example for key in metric.reads):
@@ -324,13 +326,14 @@ def _draw(
     thresholds: Thresholds | None,
 ) -> None:
     merged = _merge_types(totals.values())
-    image, pixel = merged["image_ranking"].fine, merged["pixel_ranking"].fine
+    image, pixel = merged["image_ranking"], merged["pixel_ranking"]
+    assert isinstance(image, ImageRanking) and isinstance(pixel, PixelRanking)
     curves = {
-        "image_roc": roc_curve(image),
-        "image_pr": pr_curve(image),
-        "pixel_roc": roc_curve(pixel),
-        "pixel_pr": pr_curve(pixel),
-        "pro": pro_curve(pixel),
+        "image_roc": roc_curve(image.fine),
+        "image_pr": pr_curve(image.fine),
+        "pixel_roc": roc_curve(pixel.fine),
+        "pixel_pr": pr_curve(pixel.fine),
+        "pro": pro_curve(pixel.fine),
     }
     curves = {name: curve for name, curve in curves.items() if len(curve[0])}
     maps = np.concatenate([example["score_map"].ravel() for example in shown])

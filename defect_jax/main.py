@@ -9,7 +9,7 @@ from defect_jax.errors import UserError
 from defect_jax.run import run
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="The run's config file.")
-WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; made where there is none.")
+WORKDIR = flags.DEFINE_string("workdir", "", "The run's folder; made where there is none.")
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "evaluate"], "Train and then evaluate, or only evaluate."
 )

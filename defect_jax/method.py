@@ -16,8 +16,7 @@ Metrics = dict[str, jax.Array]
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-@flax.struct.dataclass
-class State:
+class State(flax.struct.PyTreeNode):
     """All that training changes: one pytree whose structure never changes during a run.
 
     Attributes:

@@ -38,7 +38,7 @@ OPTIMIZERS = {
 class AverageState(NamedTuple):
     """The number of updates, and the moving average of the parameters, a tree like theirs."""
 
-    count: jax.Array
+    updates: jax.Array
     average: Any
 
 
@@ -106,10 +106,10 @@ def average_params(decay: float) -> optax.GradientTransformation:
         return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
 
     def update(updates, state, params):
-        now = jnp.minimum(decay, (1 + state.count) / (10 + state.count))
+        now = jnp.minimum(decay, (1 + state.updates) / (10 + state.updates))
         params = optax.apply_updates(params, updates)
         average = jax.tree.map(lambda a, p: now * a + (1 - now) * p, state.average, params)
-        return updates, AverageState(state.count + 1, average)
+        return updates, AverageState(state.updates + 1, average)
 
     return optax.GradientTransformation(init, update)
 

@@ -14,7 +14,7 @@ from defect_jax import checkpoint, devices, report, visualize
 from defect_jax.data import datasets, pipeline
 from defect_jax.devices import AXIS
 from defect_jax.errors import UserError
-from defect_jax.method import Batch, Method, Phase, State
+from defect_jax.method import Method, Phase, State
 from defect_jax.methods import make_method
 
 
@@ -81,7 +81,7 @@ def parallel_step(phase: Phase):
     return jax.pmap(phase.train_step, axis_name=AXIS, in_axes=(None, 0), out_axes=None)
 
 
-def shard(batch: pipeline.HostBatch) -> Batch:
+def shard(batch: pipeline.HostBatch) -> pipeline.HostBatch:
     """Splits a host's batch over its devices: [b, ...] -> [devices, b / devices, ...]."""
     count = jax.local_device_count()
     return {

@@ -8,7 +8,7 @@ those of Okabe and Ito, "Color Universal Design" (2008), which the colour-blind 
 import math
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ CHARACTER = 0.085  # the mean width of one at 9 points, rounded up
 
 
 def overlay_sheet(
-    examples: Sequence[dict[str, Any]],
+    examples: Sequence[Mapping[str, Any]],
     pixel_threshold: float | None,
     score_range: tuple[float, float],
 ) -> Figure:
@@ -101,7 +101,7 @@ def _write(figure: Figure, left: float, bottom: float, text: str, **style: Any) 
     figure.text(left / across, bottom / up, text, parse_math=False, **({"fontsize": 9} | style))
 
 
-def _row_label(example: dict[str, Any], width: float) -> str:
+def _row_label(example: Mapping[str, Any], width: float) -> str:
     """File name, defect type and score; a long file name loses its beginning."""
     rest = f"   |   {example['defect_type']}   |   score {example['score']:.4g}"
     name = str(example["filename"])
@@ -129,7 +129,7 @@ def _draw_header(
     bar = figure.colorbar(mappable, cax=axes, orientation="horizontal")
     bar.locator = ticker.MaxNLocator(4)
     bar.ax.tick_params(labelsize=8, length=2, pad=1)
-    if threshold is not None and norm.vmin < threshold < norm.vmax:
+    if threshold is not None and 0 < norm(threshold) < 1:
         bar.ax.axvline(threshold, color="white", linewidth=3)
         bar.ax.axvline(threshold, color="black", linewidth=1)
 
@@ -137,7 +137,7 @@ def _draw_header(
 def _draw_row(
     row: list[Axes],
     columns: list[str],
-    example: dict[str, Any],
+    example: Mapping[str, Any],
     threshold: float | None,
     norm: Normalize,
 ) -> None:
@@ -261,9 +261,10 @@ def score_histogram(
     for name, label, colour, hatch in (("good", 0, BLUE, ""), ("defective", 1, ORANGE, "///")):
         chosen = scores[labels == label]
         if chosen.size:
-            style = {"facecolor": (colour, 0.45), "edgecolor": colour, "hatch": hatch}
+            style: dict[str, Any] = {"facecolor": (colour, 0.45), "edgecolor": colour}
+            style |= {"histtype": "stepfilled", "hatch": hatch, "linewidth": 1.5}
             text = f"{name} ({chosen.size})"
-            axes.hist(chosen, edges, histtype="stepfilled", linewidth=1.5, label=text, **style)
+            axes.hist(chosen, edges.tolist(), label=text, **style)
     if threshold is not None:
         text = f"threshold {threshold:.4g}"
         axes.axvline(threshold, color="black", linestyle="--", linewidth=1.5, label=text)

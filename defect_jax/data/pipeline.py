@@ -120,12 +120,13 @@ def fitted_size(native: tuple[int, int], image_size: tuple[int, int], fit: str) 
     `fit` is 'resize' (all of it, whatever the aspect) or 'pad' (keeps the aspect; the rest is 0).
     """
     if fit == "resize":
-        return tuple(image_size)
+        return image_size[0], image_size[1]
     scale = min(image_size[0] / native[0], image_size[1] / native[1])
-    return tuple(
+    height, width = (
         max(1, min(limit, round(side * scale)))
         for side, limit in zip(native, image_size, strict=True)
     )
+    return height, width
 
 
 def native_size(examples: Examples, number: int) -> tuple[int, int]:

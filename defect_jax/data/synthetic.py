@@ -231,7 +231,7 @@ def _blob(rng: np.random.Generator, scene: Scene, radius: float, edge: float) ->
     return _smooth(0.5 - distance / edge) * scene.region
 
 
-def _blend(image: np.ndarray, colour: np.ndarray, cover: np.ndarray) -> np.ndarray:
+def _blend(image: np.ndarray, colour: np.ndarray | np.floating, cover: np.ndarray) -> np.ndarray:
     return image + cover[..., None] * (colour - image)
 
 
@@ -358,7 +358,7 @@ def _photograph(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     light = rng.uniform(0.96, 1.04) + rng.uniform(-0.12, 0.12) * y - 0.10 * (y**2 + x**2)
     image = np.clip(image * light[..., None], 0, 1)
     noise = rng.standard_normal(image.shape, np.float32) * (0.004 + 0.006 * np.sqrt(image))
-    return np.uint8(np.clip(255 * (image + noise) + 0.5, 0, 255))
+    return np.clip(255 * (image + noise) + 0.5, 0, 255).astype(np.uint8)
 
 
 def _rng(seed: int, index: int, *names: str) -> np.random.Generator:
@@ -397,7 +397,7 @@ def draw(
         add = errors.lookup(possible, defect, f"defect of {surface}")
         image, cover = add(_rng(seed, index, surface, defect), scene._replace(image=image))
     photograph = _photograph(_rng(seed, index, surface, "camera"), image)
-    return photograph, np.uint8(cover > 0.1)
+    return photograph, (cover > 0.1).astype(np.uint8)
 
 
 def load(data: ml_collections.ConfigDict, split: str) -> Examples:

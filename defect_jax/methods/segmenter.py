@@ -80,5 +80,5 @@ def _losses(
 
 def _predict(model: nn.Module, score: Any, state: State, batch: Batch) -> dict[str, jax.Array]:
     variables = {"params": optim.averaged_params(state), "batch_stats": state.batch_stats}
-    logits = model.apply(variables, to_float(batch["image"]), train=False)
+    logits: Any = model.apply(variables, to_float(batch["image"]), train=False)
     return score(log_odds(logits)) | {"mask_logits": logits}
