@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import functools
+import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -148,6 +149,20 @@ def worst_images(rows: list[dict[str, Any]], count: int) -> list[int]:
     return sorted(range(len(rows)), key=badness, reverse=True)[:count]
 
 
+def draw_sheet(shown: list[Example], thresholds: Thresholds | None) -> visualize.Figure:
+    """Overlays of predicted examples: what a segmenter decided, else what lies above the threshold.
+
+    The colour scale runs from the median pixel, as most are normal, to a typical image's highest.
+    """
+    maps = [example["score_map"] for example in shown]
+    low = float(np.median(np.concatenate([values.ravel() for values in maps])))
+    high = float(np.median([values.max() for values in maps]))
+    threshold = thresholds.pixel if thresholds else None
+    if "class_map" in shown[0]:
+        threshold = 0.0  # the log-odds above which a defect is likelier than background
+    return visualize.overlay_sheet(shown, threshold, (low, high))
+
+
 def calibrate(
     config: ml_collections.ConfigDict, predict: Predict, workdir: pathlib.Path
 ) -> Thresholds | None:
@@ -176,7 +191,17 @@ def calibrate(
         config.eval.image_quantile, config.eval.pixel_quantile, config.eval.unflagged_share
     )
     checkpoint.write_json(workdir / "calibration.json", rules)
-    return Thresholds(**rules[config.eval.threshold_rule])
+    return read_thresholds(config, workdir)
+
+
+def read_thresholds(
+    config: ml_collections.ConfigDict, workdir: str | pathlib.Path
+) -> Thresholds | None:
+    """A run's thresholds by its rule, from `calibration.json`; None where it has none."""
+    path = pathlib.Path(workdir) / "calibration.json"
+    if not path.is_file():
+        return None
+    return Thresholds(**json.loads(path.read_text())[config.eval.threshold_rule])
 
 
 def _at_native_size(
@@ -336,16 +361,11 @@ def _draw(
         "pro": pro_curve(pixel.fine),
     }
     curves = {name: curve for name, curve in curves.items() if len(curve[0])}
-    maps = np.concatenate([example["score_map"].ravel() for example in shown])
     rows = read_images(workdir, folder.name)
     scores = np.array([row["score"] for row in rows])
     labels = np.array([row["label"] for row in rows])
     figures = {
-        "overlays/sheet": visualize.overlay_sheet(
-            shown,
-            thresholds.pixel if thresholds else None,
-            (float(np.quantile(maps, 0.01)), float(np.quantile(maps, 0.999))),
-        ),
+        "overlays/sheet": draw_sheet(shown, thresholds),
         "curves": visualize.curves(curves, results),
         "scores": visualize.score_histogram(
             scores, labels, thresholds.image if thresholds else None

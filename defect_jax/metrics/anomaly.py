@@ -70,8 +70,13 @@ class ImageRanking(_Ranking):
         """Returns `image_auroc`, `image_ap` and `image_f1_max`, all in [0, 1].
 
         `image_f1_max` is an oracle: it chooses its threshold on the test labels. `Calibrated` has
-        the F1 of a threshold that could be known before the test.
+        the F1 of a threshold that could be known before the test. All are NaN unless there are
+        both good and defective images: with one kind alone any ranking is perfect.
         """
+        totals = self.fine.counts.sum(axis=0)
+        if not (totals[histogram.NORMAL] and totals[histogram.DEFECTIVE]):
+            undefined = Estimate(np.nan, np.full(self.coarse.counts.shape[1] - 1, np.nan))
+            return dict.fromkeys(("image_auroc", "image_ap", "image_f1_max"), undefined)
         return {
             "image_auroc": self._estimate(histogram.auroc),
             "image_ap": self._estimate(histogram.average_precision),
