@@ -106,8 +106,8 @@ def restore(workdir: str | pathlib.Path, abstract: State, step: int | None = Non
         )
         try:
             return checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except Exception as error:  # Orbax and TensorStore raise bare exceptions here
+            reason = str(error).strip().splitlines()[0][:200]
             raise UserError(
                 f"checkpoint {workdir}/checkpoints/{step} cannot be restored: {reason}; "
                 "remove that folder to go on from the one before"
@@ -129,7 +129,7 @@ def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
     if not path.is_file():
         raise UserError(f"{workdir} holds no run: no config.json there")
     try:
-        return _tuples(ml_collections.ConfigDict(json.loads(path.read_text())))
+        return ml_collections.ConfigDict(_tuples(json.loads(path.read_text())))
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is damaged ({error}): restore it or use a new workdir") from error
 
@@ -171,11 +171,8 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _tuples(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def _tuples(value: Any) -> Any:
     """JSON has no tuples; configs have no lists."""
-    for key, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            _tuples(value)
-        elif isinstance(value, (list, tuple)):
-            config[key] = tuple(value)
-    return config
+    if isinstance(value, dict):
+        return {key: _tuples(inner) for key, inner in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
