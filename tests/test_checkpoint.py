@@ -14,10 +14,6 @@ from defect_jax.errors import UserError
 from defect_jax.method import State
 
 
-# TensorStore's reads that Orbax abandons at an error complain when they are collected.
-ABANDONED_READS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
 def make_state(step: int) -> State:
     kernel = np.float32(np.random.default_rng(step).normal(size=(64, 64)))
     rng = np.asarray(jax.random.PRNGKey(3))
@@ -53,7 +49,6 @@ def test_no_checkpoint_is_said_to_be_none(tmp_path, abstract):
         checkpoint.restore(tmp_path, abstract)
 
 
-@ABANDONED_READS
 @pytest.mark.parametrize("damage", ["cut", "lose"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_whole(workdir, abstract, damage):
     folder = workdir / "checkpoints/2"
@@ -70,7 +65,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_whole(workdir, abst
     )
 
 
-@ABANDONED_READS
 def test_a_checkpoint_of_another_shape_is_named(workdir, abstract):
     kernel = {"kernel": jax.ShapeDtypeStruct((32, 64), jnp.float32)}
     with pytest.raises(UserError, match="cannot be restored"):
