@@ -27,6 +27,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.ssim_windows = (11,)
     config.method.smoothing = 2.0
 
-    config.train.num_steps = 600
-    config.train.checkpoint_every = 300
+    config.train.num_steps = 400
+    config.train.checkpoint_every = 200
     return config

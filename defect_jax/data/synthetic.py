@@ -172,7 +172,7 @@ def _tiles(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
 def _gear(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     """A turned steel gear on a matt conveyor belt; each tooth is a part."""
     teeth, holes = 18, 6
-    y, x = _placed(rng, size, degrees=1.5, shift=0.006)
+    y, x = _placed(rng, size, degrees=0.8, shift=0.003)
     pixel, radius, angle = 1.2 / min(size), np.hypot(y, x), np.arctan2(y, x)
     wave = np.cos(teeth * angle)
     rim = 0.375 + 0.035 * np.clip(2.2 * wave, -1, 1)
@@ -277,7 +277,7 @@ def _stain(rng: np.random.Generator, scene: Scene) -> tuple[np.ndarray, np.ndarr
     cover = _blob(rng, scene, rng.uniform(0.07, 0.17), edge=0.03)
     y, x = _placed(rng, cover.shape, degrees=45, shift=0.5)
     rim = 4 * cover * (1 - cover)
-    depth = rng.uniform(0.28, 0.6) * (0.85 + 0.35 * _noise(rng, 9 * y, 9 * x) + 0.3 * rim)
+    depth = rng.uniform(0.45, 0.8) * (0.85 + 0.35 * _noise(rng, 9 * y, 9 * x) + 0.3 * rim)
     absorbed = rng.uniform((0.45, 0.65, 0.85), (0.7, 0.9, 1.0)).astype(np.float32)
     return scene.image * (1 - (cover * depth)[..., None] * absorbed), cover
 
@@ -299,7 +299,7 @@ def _dent(rng: np.random.Generator, scene: Scene) -> tuple[np.ndarray, np.ndarra
     moved = np.stack(
         [ndimage.map_coordinates(scene.image[..., c], where, order=1) for c in range(3)], -1
     )
-    depth = rng.uniform(0.35, 0.75)
+    depth = rng.uniform(0.55, 0.9)
     shaded = moved * (1 + depth * slope - 0.3 * depth * bowl**2)[..., None]
     cover = _smooth(bowl / 0.2) * scene.region
     return _blend(scene.image, shaded, cover), cover
