@@ -25,6 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.cache_dir = ""  # of prepared datasets; '' is ~/.cache/defect_jax/datasets
     config.data.validation_fraction = 0.1  # of the training images, for the thresholds
     config.data.validation_files = ()  # drawn from the seed when the run starts
+    config.data.train_digest = ""  # of the training images, written when the run starts
 
     config.method = ml_collections.ConfigDict()
     config.method.smoothing = 0.0

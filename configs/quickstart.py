@@ -1,4 +1,4 @@
-"""The embedded default: an autoencoder on drawn surfaces, no download and no file.
+"""The embedded default: an autoencoder on drawn surfaces, with nothing to download.
 
 python -m defect_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 """

@@ -107,7 +107,7 @@ def restore(workdir: str | pathlib.Path, abstract: State, step: int | None = Non
         try:
             return checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
         except Exception as error:  # Orbax and TensorStore raise bare exceptions here
-            reason = str(error).strip().splitlines()[0][:200]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise UserError(
                 f"checkpoint {workdir}/checkpoints/{step} cannot be restored: {reason}; "
                 "remove that folder to go on from the one before"

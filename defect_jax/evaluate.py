@@ -60,7 +60,7 @@ def evaluate(
         (an AUROC without good images, say).
 
     Raises:
-        UserError: no checkpoint, an empty split, bad files, or a score that is NaN.
+        UserError: no checkpoint, bad files, or a score that is NaN.
     """
     workdir = pathlib.Path(workdir)
     method = make_method(config)
@@ -68,8 +68,6 @@ def evaluate(
     predict = make_predict(method, state)
     thresholds = calibrate(config, predict, workdir)
     examples = datasets.load_split(config, split)
-    if not len(examples):
-        raise UserError(f"{config.data.name} '{config.data.category}': no {split} images")
     folder = workdir / "eval" / split
     start = time.monotonic()
     totals, shown = _measure(config, examples, predict, thresholds, folder)
@@ -100,8 +98,8 @@ def predictions(
 
     Yields:
         dicts with `filename`, `defect_type`, `label`, `image` [H, W, C] uint8 as the model saw
-        it, `mask` [h, w], `score`, `score_map` [h, w], and where the method has them
-        `reconstruction` [H, W, C] and `class_map` [h, w], the class of each pixel.
+        it, padding cut off, `mask` [h, w], `score`, `score_map` [h, w], and where the method has
+        them `reconstruction` [H, W, C] and `class_map` [h, w], the class of each pixel.
     """
     count = jax.local_device_count()
     batch_size = -(-config.eval.batch_size // count) * count
@@ -177,6 +175,7 @@ def calibrate(
     """
     examples = datasets.load_split(config, "validation")
     if not len(examples):
+        (workdir / "calibration.json").unlink(missing_ok=True)
         return None
     if examples.label.any():
         name = examples.filename[examples.label.argmax()]
@@ -190,18 +189,24 @@ def calibrate(
     rules = functools.reduce(Calibration.merge, states).compute(
         config.eval.image_quantile, config.eval.pixel_quantile, config.eval.unflagged_share
     )
-    checkpoint.write_json(workdir / "calibration.json", rules)
-    return read_thresholds(config, workdir)
+    if config.eval.threshold_rule not in rules:
+        raise UserError(
+            f"validation images have fewer than {config.eval.max_flagged_pixels} pixels: lower "
+            "eval.max_flagged_pixels or set eval.threshold_rule to quantile"
+        )
+    checkpoint.write_json(
+        workdir / "calibration.json", {"rule": config.eval.threshold_rule} | rules
+    )
+    return read_thresholds(workdir)
 
 
-def read_thresholds(
-    config: ml_collections.ConfigDict, workdir: str | pathlib.Path
-) -> Thresholds | None:
-    """A run's thresholds by its rule, from `calibration.json`; None where it has none."""
+def read_thresholds(workdir: str | pathlib.Path) -> Thresholds | None:
+    """The thresholds of a run's last evaluation; None where it has none."""
     path = pathlib.Path(workdir) / "calibration.json"
     if not path.is_file():
         return None
-    return Thresholds(**json.loads(path.read_text())[config.eval.threshold_rule])
+    calibration = json.loads(path.read_text())
+    return Thresholds(**calibration[calibration["rule"]])
 
 
 def _at_native_size(
@@ -217,14 +222,14 @@ def _at_native_size(
         "filename": str(examples.filename[number]),
         "defect_type": str(examples.defect_type[number]),
         "label": int(examples.label[number]),
-        "image": image,
+        "image": image[: filled[0], : filled[1]],
         "mask": pipeline.native_mask(examples, number),
         "score": float(prediction["score"]),
         "score_map": _resize_map(prediction["score_map"], filled, size),
         "bootstrap": bootstrap_weights(config.seed, number, config.eval.bootstrap_samples),
     }
     if "reconstruction" in prediction:
-        example["reconstruction"] = prediction["reconstruction"]
+        example["reconstruction"] = prediction["reconstruction"][: filled[0], : filled[1]]
     if "mask_logits" in prediction:
         logits = np.moveaxis(prediction["mask_logits"], -1, 0)
         resized = [_resize_map(channel, filled, size) for channel in logits]
@@ -374,7 +379,6 @@ def _draw(
     with report.tensorboard(workdir) as events:
         for name, figure in figures.items():
             visualize.save(figure, folder / f"{name}.png")
-            if events is not None:
-                pixels = visualize.to_array(figure)[None]
-                events.write_images(results["step"], {f"eval/{folder.name}/{name}": pixels})
+            pixels = visualize.to_array(figure)[None]
+            events.write_images(results["step"], {f"eval/{folder.name}/{name}": pixels})
     print(f"pictures: {folder / 'overlays/sheet.png'}", flush=True)

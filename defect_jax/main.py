@@ -9,7 +9,7 @@ from defect_jax.errors import UserError
 from defect_jax.run import run
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="The run's config file.")
-WORKDIR = flags.DEFINE_string("workdir", "", "The run's folder; made where there is none.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; made where there is none.")
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "evaluate"], "Train and then evaluate, or only evaluate."
 )
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.ERROR)  # Orbax and tfds tell their inner life at INFO
     try:
-        run(CONFIG.value, WORKDIR.value, MODE.value)
+        run(CONFIG.value, str(WORKDIR.value), MODE.value)
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -23,7 +23,9 @@ class JsonlWriter:
 
     def __init__(self, path: pathlib.Path, first_step: int):
         kept = [row for row in read_metrics(path) if row["step"] <= first_step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        partial.replace(path)
         self._file = path.open("a")
 
     def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
@@ -48,16 +50,14 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
 
 @contextlib.contextmanager
 def tensorboard(workdir: str | pathlib.Path) -> Iterator[Any]:
-    """clu's writer of TensorBoard events into `workdir`; None where TensorFlow is not installed."""
-    try:
-        from clu import metric_writers  # imports TensorFlow, which training does not need
-    except ModuleNotFoundError as error:
-        print(f"no TensorBoard events: {error.name} is not installed", flush=True)
-        yield None
-        return
+    """clu's writer of TensorBoard events into `workdir`."""
+    from clu import metric_writers  # prints TensorFlow's greetings if it comes before `data`
+
     writer = metric_writers.SummaryWriter(str(workdir))
-    yield writer
-    writer.close()
+    try:
+        yield writer
+    finally:
+        writer.close()
 
 
 class Reporter:
@@ -73,8 +73,8 @@ class Reporter:
         self._log_every = log_every
         self._pending: list[Metrics] = []
         self._unwritten: list[dict[str, np.ndarray]] = []
-        self._time = time.monotonic()
-        self._compiled = False
+        self._time: float | None = None
+        self._timed_steps = 0
 
     def add(self, step: int, metrics: Metrics) -> None:
         """Takes the metrics of the step that brought the state to `step`."""
@@ -82,13 +82,15 @@ class Reporter:
             # Lets the host run one step ahead and no more: a queue of steps is a queue of states.
             jax.block_until_ready(self._pending[-1])
         self._pending.append(metrics)
-        if not self._compiled:
+        if self._time is None:
             # The first step compiles for seconds or minutes; rates are measured after it.
             jax.block_until_ready(metrics)
-            self._compiled, self._time = True, time.monotonic()
-        elif step % self._log_every == 0 or step == self._num_steps:
+            self._time = time.monotonic()
+        else:
+            self._timed_steps += 1
+        if step % self._log_every == 0 or step == self._num_steps:
             self.check(step)
-            self._write(step)
+            self._write(step, self._time)
 
     def check(self, step: int) -> None:
         """Waits for the steps so far.
@@ -109,19 +111,26 @@ class Reporter:
         self._unwritten += rows
         self._pending = []
 
-    def _write(self, step: int) -> None:
+    def _write(self, step: int, since: float) -> None:
         rows, self._unwritten = self._unwritten, []
-        now = time.monotonic()
-        steps_per_second = len(rows) / max(now - self._time, 1e-9)
-        self._time = now
-        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        means["images_per_second"] = steps_per_second * self._batch_size
+        self._time = time.monotonic()
+        means = _means(rows)
+        if self._timed_steps:
+            means["images_per_second"] = self._timed_steps * self._batch_size / (self._time - since)
+        self._timed_steps = 0
         for writer in self._writers:
             writer.write_scalars(step, means)
-        left = round((self._num_steps - step) / steps_per_second)
-        loss = f"  loss {means['loss']:.4g}" if "loss" in means else ""
-        print(
-            f"step {step}/{self._num_steps}{loss}  {means['images_per_second']:.0f} images/s  "
-            f"{left // 60}:{left % 60:02d} left",
-            flush=True,
-        )
+        words = [f"step {step}/{self._num_steps}"]
+        if "loss" in means:
+            words.append(f"loss {means['loss']:.4g}")
+        if "images_per_second" in means:
+            rate = means["images_per_second"]
+            left = round((self._num_steps - step) * self._batch_size / rate)
+            words.append(f"{rate:.0f} images/s  {left // 60}:{left % 60:02d} left")
+        print("  ".join(words), flush=True)
+
+
+def _means(rows: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """The mean of each metric over the rows that have it, as phases differ in their metrics."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}

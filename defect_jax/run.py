@@ -6,12 +6,22 @@ import ml_collections
 
 from defect_jax import checkpoint, visualize
 from defect_jax.data import datasets, pipeline
-from defect_jax.errors import require
+from defect_jax.errors import UserError, require
 from defect_jax.evaluate import evaluate
 from defect_jax.methods import make_method
 from defect_jax.metrics import RULES
 from defect_jax.train import check_batch_size, train
 
+COUNTS = (
+    "train.num_steps",
+    "train.log_every",
+    "train.checkpoint_every",
+    "eval.batch_size",
+    "eval.bootstrap_samples",
+    "eval.num_shown",
+    "eval.max_flagged_pixels",
+)
+SHARES = ("image_quantile", "pixel_quantile", "unflagged_share")
 TABLE_KEYS = ["image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro_30", "iou", "dice"]
 
 
@@ -30,6 +40,8 @@ def run(
         UserError: see `train` and `evaluate`.
     """
     workdir = pathlib.Path(workdir)
+    if config.data.category == "all" and (workdir / "config.json").exists():
+        raise UserError(f"{workdir} holds a run of one category: use another workdir for all")
     results = {}
     for category in datasets.categories(config):
         one = config.copy_and_resolve_references()
@@ -51,28 +63,40 @@ def open_run(
 ) -> ml_collections.ConfigDict:
     """Resolves the config of a run and sees to its folder.
 
-    A new run draws its validation images and writes `config.json`; a run that is there must have
-    the same config.
+    A new run draws its validation images and writes `config.json`, with a digest of the training
+    images; a run that is there must have the same config and the same training images.
 
     Raises:
         UserError: the folder holds a run of another config, or, in mode 'evaluate', none; or the
             config or the data is bad, in which case nothing is written.
     """
     config = config.copy_and_resolve_references()
+    check(config)
     if mode == "evaluate" or (workdir / "config.json").exists():
         stored = checkpoint.read_config(workdir)
         config.data.validation_files = stored.data.validation_files
+        config.data.train_digest = datasets.check_splits(config)
         checkpoint.check_same_run(workdir, config, stored)
         return config
-    check(config)
-    config.data.validation_files = datasets.draw_validation(config)
+    if (workdir / "checkpoints").exists():
+        raise UserError(f"{workdir} holds checkpoints but no config.json: use another workdir")
+    if not config.data.validation_files:
+        config.data.validation_files = datasets.draw_validation(config)
+    config.data.train_digest = datasets.check_splits(config)
     checkpoint.write_config(workdir, config)
     return config
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError where the config cannot be trained, before anything is written."""
+    """Raises UserError where the config cannot be trained or evaluated, before anything is done."""
     check_batch_size(config)
     pipeline.check(config.data)
     require(config.eval.threshold_rule, RULES, "eval.threshold_rule")
+    for field in COUNTS:
+        group, name = field.split(".")
+        if config[group][name] < 1:
+            raise UserError(f"{field} is {config[group][name]}: it must be at least 1")
+    for field in SHARES:
+        if not 0 < config.eval[field] <= 1:
+            raise UserError(f"eval.{field} is {config.eval[field]}: it must lie in (0, 1]")
     checkpoint.abstract_state(config, make_method(config))

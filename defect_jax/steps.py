@@ -1,8 +1,7 @@
 """The three builders of training steps.
 
 A step runs under a mapped axis named 'batch' (see `train`). Losses come per example; here, and
-nowhere else, they are weighted, masked and averaged, so that padding and the number of devices
-change nothing.
+nowhere else, they are weighted, masked and averaged, so that the number of devices changes nothing.
 """
 
 import functools

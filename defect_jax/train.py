@@ -22,7 +22,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Sta
     """Trains a run to its end, from its last checkpoint where there is one.
 
     Args:
-        config: as `checkpoint.open_run` resolved it.
+        config: as `run.open_run` resolved it.
         workdir: the run's folder; gets `checkpoints/`, `metrics.jsonl`, TensorBoard events,
             `parameters.txt` and `training.png`.
 
@@ -41,15 +41,13 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Sta
             return state
         jsonl = report.JsonlWriter(workdir / "metrics.jsonl", start)
         with report.tensorboard(workdir) as events:
-            writers = [writer for writer in (jsonl, events) if writer is not None]
             reporter = report.Reporter(
-                writers, config.train.batch_size, last_step, config.train.log_every
+                [jsonl, events], config.train.batch_size, last_step, config.train.log_every
             )
             state = _run_phases(config, method, devices.replicate(state), reporter, checkpoints)
             figure = visualize.training_curves(report.read_metrics(workdir / "metrics.jsonl"))
             visualize.save(figure, workdir / "training.png")
-            if events is not None:
-                events.write_images(last_step, {"training": visualize.to_array(figure)[None]})
+            events.write_images(last_step, {"training": visualize.to_array(figure)[None]})
         jsonl.close()
     return state
 

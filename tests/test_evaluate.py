@@ -135,6 +135,7 @@ def test_a_segmenter_is_measured_by_overlap_too(segmenter):
     hit = union = 0
     for one in predictions(config, examples, make_predict(loaded.method, loaded.state)):
         assert one["class_map"].shape == one["mask"].shape == (46, 113)
+        assert one["image"].shape == (26, 64, 3)  # the padding below is cut off
         hit += ((one["class_map"] > 0) & (one["mask"] > 0)).sum()
         union += ((one["class_map"] > 0) | (one["mask"] > 0)).sum()
     assert results["iou"] == pytest.approx(hit / union, abs=1e-9)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from configs import mvtec_autoencoder, quickstart
+from configs import bsdata_unet, mvtec_autoencoder, quickstart
 from defect_jax import checkpoint, run
 from defect_jax.errors import UserError
 
@@ -49,6 +49,9 @@ def config(shrink):
         ("method.residual", "l7", "unknown method.residual 'l7'"),
         ("data.image_size", (100, 100), "128"),
         ("train.batch_size", 0, "train.batch_size is 0"),
+        ("train.log_every", 0, "train.log_every is 0: it must be at least 1"),
+        ("eval.num_shown", 0, "eval.num_shown is 0: it must be at least 1"),
+        ("eval.image_quantile", 1.5, "eval.image_quantile is 1.5: it must lie in (0, 1]"),
         ("data.validation_fraction", 1.5, "data.validation_fraction is 1.5"),
         ("data.fit", "stretch", "unknown data.fit 'stretch'"),
         ("dtype", "float8", "unknown dtype 'float8': choose one of bfloat16, float32"),
@@ -69,7 +72,22 @@ def test_a_bad_field_is_named_and_what_is_known_is_listed(config, tmp_path, fiel
     with pytest.raises(UserError) as error:
         run.run(config, tmp_path, "train")
     assert message in str(error.value) and "\n" not in str(error.value)
-    assert not (tmp_path / "checkpoints").exists() or not list((tmp_path / "checkpoints").iterdir())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bad_bsdata_config_writes_nothing_either(shrink, tmp_path):
+    config = shrink(bsdata_unet.get_config())
+    config.data.split = "offical"
+    with pytest.raises(UserError, match=r"unknown data.split 'offical': choose one of grouped"):
+        run.run(config, tmp_path, "train")
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_categories_do_not_go_into_the_folder_of_one(config, tmp_path):
+    checkpoint.write_config(tmp_path, config)
+    config.data.category = "all"
+    with pytest.raises(UserError, match="holds a run of one category"):
+        run.run(config, tmp_path, "train")
 
 
 def test_empty_train_names_the_folder(config, mvtec_root, tmp_path):

@@ -2,17 +2,20 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import bsdata_unet, quickstart
-from defect_jax import checkpoint, report, run
+from defect_jax import checkpoint, report, run, steps
 from defect_jax.errors import UserError
-from defect_jax.method import Method, Phase
+from defect_jax.method import Method, Phase, State
+from defect_jax.methods import make_method
 from defect_jax.train import parallel_step, phase_ends, train
 
 
@@ -52,8 +55,8 @@ def test_a_resumed_run_ends_in_the_same_bits(config, finished, tmp_path, stop):
         assert checkpoints.latest_step() == stop
     resumed = train(run.open_run(config, tmp_path, "train"), tmp_path)
     assert_same_bits(resumed, finished[1])
-    steps = [row["step"] for row in report.read_metrics(tmp_path / "metrics.jsonl")]
-    assert steps == [row["step"] for row in report.read_metrics(finished[0] / "metrics.jsonl")]
+    logged = [row["step"] for row in report.read_metrics(tmp_path / "metrics.jsonl")]
+    assert logged == [row["step"] for row in report.read_metrics(finished[0] / "metrics.jsonl")]
 
 
 def failing_after(count: int):
@@ -117,7 +120,7 @@ def test_one_step_on_eight_devices_equals_one_step_on_one(config, tmp_path):
     config = config.copy_and_resolve_references()
     config.train.update(batch_size=8, num_steps=1)
     # Adam divides by the gradient's size, which blows rounding up where the gradient is zero.
-    config.optimizer.update(name="sgd", schedule="constant", learning_rate=0.1)
+    config.optimizer.update(name="sgd", schedule="constant", learning_rate=0.1, warmup_steps=0)
     results = []
     for devices in (1, 8):
         workdir = tmp_path / str(devices)
@@ -128,9 +131,17 @@ def test_one_step_on_eight_devices_equals_one_step_on_one(config, tmp_path):
         subprocess.run(command, check=True, env=os.environ | {"XLA_FLAGS": flags})
         results.append(np.load(workdir / "leaves.npz"))
     one, eight = results
+    initial = jax.tree.leaves(initial_state(config).params)
+    moved = [np.abs(one[f"arr_{n}"] - leaf).max() for n, leaf in enumerate(initial)]
+    assert max(moved) > 1e-3
     assert (one["devices"], eight["devices"]) == (1, 8)
     for name in set(one.files) - {"devices"}:
         np.testing.assert_allclose(eight[name], one[name], rtol=1e-5, atol=1e-5)
+
+
+def initial_state(config):
+    method = make_method(config)
+    return jax.jit(method.init)(jax.random.PRNGKey(config.seed), checkpoint.example_batch(config))
 
 
 def test_nan_stops_the_run_names_the_step_and_keeps_the_last_checkpoint(config, tmp_path):
@@ -156,9 +167,39 @@ def poisoned_at(step: int):
     return poison
 
 
-def test_phases_follow_each_other_and_finish_once(config):
+def test_phases_end_one_after_another(config):
     phases = (Phase(None, num_steps=3), Phase(None), Phase(None, num_steps=1))
     assert phase_ends(config, Method(None, phases, None)) == [3, 9, 10]
+
+
+def counting_method(config):
+    """Counts examples in two phases; the first ends by adding 100, the second by adding 1000."""
+
+    def init(rng, batch):
+        zero = jnp.zeros((), jnp.int32)
+        return State(zero, rng, {}, {}, (), {"count": jnp.zeros(())})
+
+    def add(amount):
+        return lambda state: state.replace(memory={"count": state.memory["count"] + amount})
+
+    count = steps.accumulate_step(lambda memory, state, batch: {"count": batch["weight"].sum()})
+    return Method(init, (Phase(count, 3, add(100)), Phase(count, 2, add(1000))), None)
+
+
+@pytest.mark.parametrize("stop", [None, 2, 3, 4])
+def test_each_phase_finishes_once_however_the_run_is_stopped(config, tmp_path, monkeypatch, stop):
+    config = config.copy_and_resolve_references()
+    config.train.checkpoint_every = 1
+    monkeypatch.setattr("defect_jax.train.make_method", counting_method)
+    checkpoint.write_config(tmp_path, config)
+    if stop is not None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("defect_jax.train.shard", failing_after(stop))
+            with pytest.raises(RuntimeError, match="the machine died"):
+                train(config, tmp_path)
+    state = train(config, tmp_path)
+    assert int(state.step) == 5
+    assert state.memory["count"] == 5 * config.train.batch_size + 100 + 1000
 
 
 def test_a_state_goes_through_the_parallel_step_as_one_copy():
@@ -187,11 +228,25 @@ def test_another_config_does_not_touch_a_run(config, finished):
     assert "train.num_steps (6 there, 7 now)" in str(error.value)
 
 
-def test_where_the_data_lies_is_no_difference(config, finished):
+def test_where_the_data_lies_is_no_difference_but_what_it_holds_is(config, finished, tmp_path):
     moved = config.copy_and_resolve_references()
-    moved.data.root = moved.data.root + "/"
+    shutil.copytree(config.data.root, tmp_path / "moved")
+    moved.data.root = str(tmp_path / "moved")
     moved.eval.num_shown = 5
-    assert run.open_run(moved, finished[0], "train").data.root.endswith("/")
+    assert run.open_run(moved, finished[0], "train").data.root == moved.data.root
+    frames = sorted((tmp_path / "moved/data").glob("*170000_*.jpg"))
+    shutil.copy(frames[0], frames[1])
+    shutil.copy(sorted((tmp_path / "moved/data").glob("*180000_*.jpg"))[0], frames[0])
+    labelled = sorted((tmp_path / "moved/data").glob("*180000_*.jpg"))
+    shutil.copy(frames[1], labelled[0])
+    with pytest.raises(UserError, match=r"data\.train_digest"):
+        run.open_run(moved, finished[0], "train")
+
+
+def test_checkpoints_without_a_config_are_not_taken_over(config, finished, tmp_path):
+    shutil.copytree(finished[0] / "checkpoints", tmp_path / "checkpoints")
+    with pytest.raises(UserError, match="checkpoints but no config"):
+        run.open_run(config, tmp_path, "train")
 
 
 def test_evaluating_an_empty_folder_says_so(tmp_path):

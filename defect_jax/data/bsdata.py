@@ -3,6 +3,7 @@
 The root is a clone of https://github.com/2Obe/BSData: `data/*.jpg`, `label/*.json` (labelme
 polygons) and `image_data.json` (the official split). Frames of type 2 show the same places of one
 spindle again and again over weeks, and the official split has frames of one place on both sides.
+Every frame of a test side is labelled, so figures that need good test images are undefined.
 """
 
 import collections

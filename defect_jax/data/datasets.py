@@ -1,5 +1,6 @@
 """The table of datasets, and their splits."""
 
+import hashlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -36,9 +37,10 @@ DATASETS = {
 
 def categories(config: ml_collections.ConfigDict) -> list[str]:
     """The categories that a run over `config.data.category` consists of ('all' for every one)."""
-    dataset = lookup(DATASETS, config.data.name, "data.name")
+    known = lookup(DATASETS, config.data.name, "data.name").categories(config.data)
     if config.data.category == "all":
-        return dataset.categories(config.data)
+        return known
+    require(config.data.category, known, "data.category")
     return [config.data.category]
 
 
@@ -87,3 +89,22 @@ def load_split(config: ml_collections.ConfigDict, split: str) -> Examples:
         )
     held_out = np.isin(train.filename, config.data.validation_files)
     return train.take(np.flatnonzero(held_out if split == "validation" else ~held_out))
+
+
+def check_splits(config: ml_collections.ConfigDict) -> str:
+    """Makes sure, before any training, that a run has images to learn from and to be tested on.
+
+    Returns:
+        A digest of the training images and masks, wherever they lie: 16 hexadecimal digits.
+
+    Raises:
+        UserError: no training or no test images, or bad files.
+    """
+    for split in ("train", "test"):
+        if not len(load_split(config, split)):
+            raise UserError(f"{config.data.name} '{config.data.category}': no {split} images")
+    train = load_split(config, "train")
+    digest = hashlib.sha256()
+    for name, image, mask in zip(train.filename, train.image, train.mask, strict=True):
+        digest.update(repr((str(name), image, mask)).encode())
+    return digest.hexdigest()[:16]

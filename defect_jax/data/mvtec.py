@@ -58,7 +58,11 @@ def load(data: ml_collections.ConfigDict, split: str) -> Examples:
     train = builder.list_images(folder / "train/good")
     if not train:
         raise UserError(f"no images in {folder / 'train/good'}: put good parts there")
-    test = [path for kind in _folders(folder / "test") for path in builder.list_images(kind)]
+    test = []
+    for kind in _folders(folder / "test"):
+        test += builder.list_images(kind)
+        if not builder.list_images(kind):
+            raise UserError(f"no images in {kind}: put images there or remove the folder")
     if not test:
         raise UserError(f"no images in {folder / 'test'}/<good or a defect>: put test images there")
     masks = _match_masks(folder, test)
@@ -90,15 +94,18 @@ def _match_masks(
     folder: pathlib.Path, test: Iterable[pathlib.Path]
 ) -> dict[pathlib.Path, pathlib.Path]:
     """Pairs each defective image with its mask."""
-    masks = {
-        (kind.name, path.stem.removesuffix("_mask")): path
-        for kind in _folders(folder / "ground_truth")
-        for path in builder.list_images(kind)
-    }
+    masks: dict[tuple[str, str], pathlib.Path] = {}
+    for kind in _folders(folder / "ground_truth"):
+        for path in builder.list_images(kind):
+            other = masks.setdefault((kind.name, path.stem.removesuffix("_mask")), path)
+            if other != path:
+                raise UserError(f"masks {other} and {path} are of one image: remove one")
     pairs = {}
     for image in test:
         defect = image.parent.name
         mask = masks.pop((defect, image.stem), None)
+        if mask is not None and defect == "good":
+            raise UserError(f"good image {image} has a mask {mask}: remove it or move the image")
         if mask is not None:
             pairs[image] = mask
         elif defect != "good":

@@ -1,6 +1,6 @@
 """A dataset drawn from a seed: surfaces, defects on them and their exact masks.
 
-Nothing to download and nothing to read, so it serves as the default of every config. Lengths in
+Nothing to download and nothing to read, so the quickstart runs on it. Lengths in
 the drawing functions are fractions of the image's shorter side, so that another size shows the
 same kind of scene with more or fewer pixels.
 """

@@ -142,7 +142,7 @@ class Calibration:
 
         Returns:
             The arguments, `num_images`, and the fields of a `Thresholds` under `quantile` and,
-            where there are score maps, under `area`.
+            where there are score maps and images large enough for it, under `area`.
 
         Raises:
             UserError: an argument outside (0, 1], or images too small for the area rule.
@@ -152,8 +152,9 @@ class Calibration:
         if len(self.peaks) > 0:
             pixel = quantile(self.pixels, _share(pixel_quantile))
             rules["quantile"] = Thresholds(image, pixel, None)
-            area = area_threshold(self.peaks, share)
-            rules["area"] = Thresholds(image, area, self.max_flagged)
+            if np.isfinite(self.peaks).all():
+                area = area_threshold(self.peaks, share)
+                rules["area"] = Thresholds(image, area, self.max_flagged)
         return {
             "num_images": len(self.scores),
             "image_quantile": image_quantile,

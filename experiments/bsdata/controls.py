@@ -17,9 +17,8 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from defect_jax.data import bsdata
+from defect_jax.data import bsdata, pipeline
 from defect_jax.data.examples import Examples
-from defect_jax.data.tensorflow_quietly import tf
 from defect_jax.metrics import Segmentation
 
 _NO_BOOTSTRAP = np.zeros(0)
@@ -47,7 +46,7 @@ def load_masks(data: ml_collections.ConfigDict, split: str) -> dict[str, np.ndar
     examples: Examples = bsdata.load(data, split)
     labelled = examples.take(np.flatnonzero(examples.label))
     names = [name.removeprefix("data/") for name in labelled.filename.tolist()]
-    decoded = [tf.io.decode_image(mask).numpy()[..., 0] for mask in labelled.mask]
+    decoded = [pipeline.native_mask(labelled, number) for number in range(len(labelled))]
     return dict(zip(names, decoded, strict=True))
 
 

@@ -122,4 +122,9 @@ def test_bad_arguments_are_refused():
     with pytest.raises(UserError, match=r"is 1\.5"):
         calibrate([score_map], 4).compute(0.99, 1.5, 0.99)
     with pytest.raises(UserError, match="fewer pixels"):
-        calibrate([score_map], 5).compute(0.99, 0.99, 0.99)
+        calibration.area_threshold(np.array([-np.inf]), 0.99)
+
+
+def test_images_too_small_for_the_area_rule_have_only_the_other():
+    rules = calibrate([np.ones((2, 2), np.float32)], 5).compute(0.99, 0.99, 0.99)
+    assert "quantile" in rules and "area" not in rules
