@@ -15,8 +15,8 @@ CONFIGS = sorted(
     if path.stem not in ("default", "__init__")
 )  # fmt: skip
 NO_VALUE = object()
-# Read when a run is opened: the name of its row in the table, the draw of validation images.
-READ_BEFORE = {"data.category", "data.validation_fraction"}
+# Read when a run is opened: the name of its row, the draw of validation images, the digest.
+READ_BEFORE = {"data.category", "data.validation_fraction", "data.train_digest"}
 
 
 def load_config(path: pathlib.Path) -> ml_collections.ConfigDict:
