@@ -117,7 +117,8 @@ def eval_batches(
 def fitted_size(native: tuple[int, int], image_size: tuple[int, int], fit: str) -> tuple[int, int]:
     """The part (h, w) of the model's image, from its top left, that an image fills.
 
-    `fit` is 'resize' (all of it, whatever the aspect) or 'pad' (keeps the aspect; the rest is 0).
+    `fit` is 'resize' (all of it, whatever the aspect) or 'pad' (keeps the aspect; its last row
+    or column is repeated over the rest).
     """
     if fit == "resize":
         return image_size[0], image_size[1]
@@ -189,7 +190,9 @@ def _decode_image(encoded, size, frame: tuple[int, int], channels: int):
     image = tf.io.decode_image(encoded, channels=channels, expand_animations=False)
     image.set_shape((None, None, channels))
     image = tf.image.resize(image, size, antialias=True)
-    image = tf.image.pad_to_bounding_box(image, 0, 0, *frame)
+    # The last row and column are repeated into the padding: an edge there would look defective.
+    for axis in (0, 1):
+        image = tf.gather(image, tf.minimum(tf.range(frame[axis]), size[axis] - 1), axis=axis)
     return tf.cast(tf.round(tf.clip_by_value(image, 0, 255)), tf.uint8)
 
 

@@ -115,7 +115,7 @@ def test_padding_keeps_the_aspect_and_the_mask_in_place(config):
     mask[8:, 16:] = 1
     batch = next(pipeline.eval_batches(config, make_examples([image], [mask]), 1))
     assert pipeline.fitted_size((16, 32), (8, 8), "pad") == (4, 8)
-    assert (batch["image"][0, :4] == 200).all() and (batch["image"][0, 4:] == 0).all()
+    assert (batch["image"] == 200).all()  # no edge where the image ends
     expected = np.zeros((8, 8), np.uint8)
     expected[2:4, 4:] = 1
     np.testing.assert_array_equal(batch["mask"][0], expected)
