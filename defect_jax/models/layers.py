@@ -1,16 +1,8 @@
 """Convolutions, pooling and normalisation that all models share.
 
-`Conv`, `ConvTranspose` and `max_pool` compute what flax's layers of the same names compute, from
-parameters of the same names and shapes, so a checkpoint does not depend on the form. The form is
-chosen for XLA's CPU backend, where it was measured, and is the only one on every backend:
-
-* A transposed convolution with a stride becomes a stride-1 convolution that yields every phase of
-  the output as channels, then depth-to-space (Shi et al. 2016, https://arxiv.org/abs/1609.07009).
-  The kernel gradient of the dilated form falls to loops that take 8 to 60 times as long.
-* A convolution with one output pixel, a transposed one with one input pixel, and a 1x1 kernel are
-  matrix products.
-* A strided convolution stays as it is: space-to-depth in its place was slower in the forward pass
-  and the kernel gradient.
+`Conv`, `ConvTranspose`, `BatchNorm` and `max_pool` compute what flax's layers of the same names
+compute, from parameters of the same names and shapes, so a checkpoint does not depend on how; they
+do it in forms that are faster, most of all on CPUs (see `ops/convolution.py`).
 """
 
 import functools
@@ -24,42 +16,22 @@ import jax.numpy as jnp
 from jax import lax
 
 from defect_jax import errors
+from defect_jax.ops.convolution import Pads, Pair, adjoint, convolve
 
-Pads = tuple[tuple[int, int], tuple[int, int]]
-Padding = str | int | Sequence[tuple[int, int]]
+Padding = str | int | Sequence[Pair]
 Normalize = Callable[[jax.Array], jax.Array]
 
-_NHWC = ("NHWC", "HWIO", "NHWC")
+_EPSILON = 1e-5  # added to variances
 
 
-def _explicit(padding: int | Sequence[tuple[int, int]]) -> Pads:
+def _explicit(padding: int | Sequence[Pair]) -> Pads:
     if isinstance(padding, int):
         return (padding, padding), (padding, padding)
     (top, bottom), (left, right) = padding
     return (top, bottom), (left, right)
 
 
-def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads) -> jax.Array:
-    """Computes `lax.conv_general_dilated`, as a matrix product where it is one.
-
-    Args:
-        x: [B, H, W, C].
-        kernel: [k, l, C, D].
-        strides: window strides along H and W.
-        pads: zeros (before, after) H and W.
-
-    Returns:
-        [B, (H + sum(pads[0]) - k) // strides[0] + 1, likewise along W, D].
-    """
-    unpadded = pads == ((0, 0), (0, 0))
-    if unpadded and kernel.shape[:2] == (1, 1) and strides == (1, 1):
-        return x @ kernel[0, 0]
-    if unpadded and kernel.shape[:2] == x.shape[1:3]:
-        return jnp.einsum("bhwc,hwcd->bd", x, kernel)[:, None, None]
-    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_NHWC)
-
-
-def _transpose_pads(size: int, stride: int, padding: str) -> tuple[int, int]:
+def _transpose_pads(size: int, stride: int, padding: str) -> Pair:
     """The zeros that `lax.conv_transpose` puts around the dilated input for a named padding."""
     if padding == "SAME":
         total = size + stride - 2
@@ -70,69 +42,34 @@ def _transpose_pads(size: int, stride: int, padding: str) -> tuple[int, int]:
     return before, total - before
 
 
-def _phases(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> jax.Array:
-    """Transposed convolution in full: every output pixel that an input pixel reaches.
-
-    Output pixel s * q + r of phase r sums x[q - j] * kernel[k - 1 - r - s * j] over j, so each
-    phase is a convolution with the kernel's taps of that phase, and all phases are one.
-
-    Args:
-        x: [B, H, W, C].
-        kernel: [k, l, C, D].
-        strides: (s, t), the up-sampling along H and W.
-
-    Returns:
-        [B, at least (H - 1) * s + k, likewise along W, D]; zero beyond that size.
-    """
-    (height, width, c, d), (s, t) = kernel.shape, strides
-    m, n = -(-height // s), -(-width // t)
-    kernel = jnp.pad(kernel, ((m * s - height, 0), (n * t - width, 0), (0, 0), (0, 0)))
-    kernel = kernel.reshape(m, s, n, t, c, d)[:, ::-1, :, ::-1]
-    kernel = kernel.transpose(0, 2, 4, 1, 3, 5).reshape(m, n, c, s * t * d)
-    # Zeros inside the array, not in the convolution's own padding: with those XLA's CPU backend
-    # takes 30 times as long for the kernel gradient.
-    x = jnp.pad(x, ((0, 0), (m - 1, m - 1), (n - 1, n - 1), (0, 0)))
-    y = convolve(x, kernel, (1, 1), ((0, 0), (0, 0)))
-    batch, height, width, _ = y.shape
-    y = y.reshape(batch, height, width, s, t, d).transpose(0, 1, 3, 2, 4, 5)
-    return y.reshape(batch, height * s, width * t, d)
-
-
-def convolve_transpose(
-    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
-) -> jax.Array:
-    """Computes `lax.conv_transpose` without dilating.
+def convolve_transpose(x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads) -> jax.Array:
+    """Computes `lax.conv_transpose`.
 
     Args:
         x: [B, H, W, C].
         kernel: [k, l, C, D].
         strides: the up-sampling along H and W.
-        pads: zeros (before, after) H and W of the dilated input.
+        pads: zeros (before, after) H and W of the input, dilated by the strides.
 
     Returns:
         [B, (H - 1) * strides[0] + 2 + sum(pads[0]) - k, likewise along W, D].
     """
-    size = kernel.shape[:2]
-    if x.shape[1:3] == (1, 1):
-        full = jnp.einsum("bc,hwcd->bhwd", x[:, 0, 0], kernel[::-1, ::-1])
-    elif strides == (1, 1):
-        return convolve(x, kernel, strides, pads)
-    else:
-        full = _phases(x, kernel, strides)
-    crop = [(0, 0, 0)]
-    for axis in (0, 1):
-        before = pads[axis][0] - (size[axis] - 1)
-        out = (x.shape[axis + 1] - 1) * strides[axis] + 2 + sum(pads[axis]) - size[axis]
-        crop.append((before, out - before - full.shape[axis + 1], 0))
-    return lax.pad(full, jnp.zeros((), full.dtype), [*crop, (0, 0, 0)])
+    size, own_pads = [], []
+    for side, stride, k, (before, after) in zip(
+        x.shape[1:3], strides, kernel.shape[:2], pads, strict=True
+    ):
+        size.append((side - 1) * stride + 2 + before + after - k)
+        own_pads.append((k - 1 - before, k - 1 - after))
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+    return adjoint(x, flipped, strides, _explicit(own_pads), (size[0], size[1]))
 
 
 class _Layer(nn.Module):
     """The parameters of `nn.Conv` and `nn.ConvTranspose`: kernel [k, l, C, features], bias."""
 
     features: int
-    kernel_size: tuple[int, int]
-    strides: tuple[int, int] = (1, 1)
+    kernel_size: Pair
+    strides: Pair = (1, 1)
     padding: Padding = "SAME"
     use_bias: bool = True
     dtype: Any = jnp.float32
@@ -200,13 +137,93 @@ def max_pool(x: jax.Array) -> jax.Array:
     return _first_largest(top, bottom)
 
 
+class BatchNorm(nn.Module):
+    """`nn.BatchNorm` on [B, H, W, C] with momentum 0.9, with a backward rule of its own.
+
+    Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167. Parameters, statistics and their
+    sums are float32.
+
+    Attributes:
+        train: True normalises by the batch and averages its statistics, False by the averages.
+        dtype: of the result.
+        axis_name: mapped axis to average batch statistics over, or None.
+    """
+
+    train: bool
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, H, W, C] to the same shape in `dtype`."""
+        shape = (x.shape[-1],)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        var = self.variable("batch_stats", "var", jnp.ones, shape)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        if not self.train:
+            factor = scale * lax.rsqrt(var.value + _EPSILON)
+            return (x * factor + (bias - mean.value * factor)).astype(self.dtype)
+        axis_name = None if self.is_initializing() else self.axis_name
+        y, batch_mean, batch_var = _normalize(x, scale, bias, axis_name)
+        if not self.is_initializing():
+            mean.value = 0.9 * mean.value + 0.1 * lax.stop_gradient(batch_mean)
+            var.value = 0.9 * var.value + 0.1 * lax.stop_gradient(batch_var)
+        return y.astype(self.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalize(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, axis_name: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalises x [B, H, W, C]; returns also mean and variance [C], which have no gradient."""
+    x = x.astype(jnp.float32)
+    mean, squares = _mean(x, axis_name), _mean(x * x, axis_name)
+    var = jnp.maximum(squares - mean * mean, 0.0)
+    factor = scale * lax.rsqrt(var + _EPSILON)
+    return x * factor + (bias - mean * factor), mean, var
+
+
+def _normalize_fwd(x: jax.Array, scale: jax.Array, bias: jax.Array, axis_name: str | None):
+    y, mean, var = _normalize(x, scale, bias, axis_name)
+    return (y, mean, var), (x, scale, mean, var)
+
+
+def _normalize_bwd(axis_name: str | None, residuals, cotangents):
+    """Two sums and one pass; the rule that autodiff finds keeps and reads more arrays of x's size.
+
+    With n pixels, u = (x - mean) / sigma and g the cotangent of y, the cotangent of x is
+    scale / sigma * (g - sum(g) / n - u * sum(g * u) / n).
+    """
+    x, scale, mean, var = residuals
+    g = cotangents[0]
+    inverse = lax.rsqrt(var + _EPSILON)
+    centred = x.astype(jnp.float32) - mean
+    bias_gradient = jnp.sum(g, axis=(0, 1, 2))
+    scale_gradient = inverse * jnp.sum(g * centred, axis=(0, 1, 2))
+    sums = bias_gradient, scale_gradient
+    pixels = g.shape[0] * g.shape[1] * g.shape[2]
+    if axis_name is not None:
+        sums = lax.pmean(sums, axis_name)
+    offset, slope = sums[0] / pixels, inverse * sums[1] / pixels
+    x_gradient = (scale * inverse) * (g - offset - centred * slope)
+    return x_gradient.astype(x.dtype), scale_gradient, bias_gradient
+
+
+_normalize.defvjp(_normalize_fwd, _normalize_bwd)
+
+
+def _mean(x: jax.Array, axis_name: str | None) -> jax.Array:
+    mean = jnp.mean(x, axis=(0, 1, 2))
+    return mean if axis_name is None else lax.pmean(mean, axis_name)
+
+
 def _batch(x: jax.Array, *, train: bool, dtype: Any, axis_name: str | None) -> jax.Array:
-    norm = nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, dtype=dtype, axis_name=axis_name)
-    return norm(x)
+    return BatchNorm(train, dtype, axis_name)(x)
 
 
 def _group(x: jax.Array, *, train: bool, dtype: Any, axis_name: str | None) -> jax.Array:
-    return nn.GroupNorm(math.gcd(8, x.shape[-1]), epsilon=1e-5, dtype=dtype)(x)
+    return nn.GroupNorm(math.gcd(8, x.shape[-1]), epsilon=_EPSILON, dtype=dtype)(x)
 
 
 def _none(x: jax.Array, *, train: bool, dtype: Any, axis_name: str | None) -> jax.Array:

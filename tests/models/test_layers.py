@@ -159,6 +159,49 @@ def test_batch_statistics_over_a_mapped_axis_are_those_of_the_whole_batch():
         np.testing.assert_allclose(a, np.broadcast_to(b, a.shape), rtol=1e-5)
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_normalization_equals_flax(train):
+    """Values, gradients and running statistics; of a wide distribution far from zero."""
+    x = 5 + 3 * jax.random.normal(jax.random.key(0), (4, 5, 6, 3))
+    ours, theirs = layers.BatchNorm(train), nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5)
+    variables = theirs.init(jax.random.key(1), x)
+    jax.tree.map(np.testing.assert_array_equal, ours.init(jax.random.key(1), x), variables)
+    params = {"scale": jnp.array([0.5, 1.0, 2.0]), "bias": jnp.array([0.0, -1.0, 3.0])}
+    stats = {"mean": jnp.array([4.0, 5.0, 6.0]), "var": jnp.array([8.0, 9.0, 10.0])}
+    cotangent = jax.random.normal(jax.random.key(2), x.shape)
+
+    def run(module):
+        def apply(params, x):
+            state = {"params": params, "batch_stats": stats}
+            return module.apply(state, x, mutable=["batch_stats"])
+
+        y, pull, updated = jax.vjp(apply, params, x, has_aux=True)
+        return y, pull(cotangent), updated
+
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    jax.tree.map(close, run(ours), run(theirs))
+
+
+def test_gradients_of_batch_normalization_over_a_mapped_axis_are_those_of_the_whole_batch():
+    x = jax.random.normal(jax.random.key(0), (8, 4, 4, 3)) + jnp.arange(8.0)[:, None, None, None]
+    cotangent = jax.random.normal(jax.random.key(1), x.shape)
+    whole, apart = layers.BatchNorm(True), layers.BatchNorm(True, axis_name="batch")
+    params = whole.init(jax.random.key(1), x)["params"]
+
+    def gradients(module, x, cotangent):
+        def apply(params, x):
+            return module.apply({"params": params}, x, mutable=["batch_stats"])[0]
+
+        return jax.vjp(apply, params, x)[1](cotangent)
+
+    expected_params, expected_x = gradients(whole, x, cotangent)
+    parts = [array.reshape(4, 2, 4, 4, 3) for array in (x, cotangent)]
+    of_params, of_x = jax.vmap(functools.partial(gradients, apart), axis_name="batch")(*parts)
+    np.testing.assert_allclose(of_x.reshape(x.shape), expected_x, atol=1e-4)
+    for name, value in expected_params.items():
+        np.testing.assert_allclose(of_params[name].sum(0), value, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("channels", "groups"), [(16, 8), (12, 4), (3, 1)])
 def test_group_normalization_by_formula(channels, groups):
     x = 3 + jax.random.normal(jax.random.key(0), (2, 4, 5, channels))
