@@ -11,17 +11,20 @@ def get_config() -> ml_collections.ConfigDict:
     """The fields that every config has; `data.name`, sizes and `method` are each config's own."""
     config = ml_collections.ConfigDict()
     config.seed = 0
+    config.profile = False  # write a trace of some training steps to <workdir>/profile
     config.dtype = "float32"  # of the computation; parameters are float32 always
 
     config.data = ml_collections.ConfigDict()
     config.data.name = ""  # a name of defect_jax.data.datasets.DATASETS
-    config.data.root = ""  # the folder of the images
+    config.data.root = ""  # the folder of the images, or the .npz file of arrays
     config.data.category = ""  # a category of the dataset, or 'all' for one run each
     config.data.image_size = (256, 256)  # height, width as the model sees them
     config.data.channels = 3  # 3 colour, 1 grey
     config.data.num_classes = 2  # background and defects
     config.data.fit = "resize"  # or 'pad', which keeps the aspect
-    config.data.cache = "memory"  # keep decoded training images, or 'none': decode every time
+    # Where decoded training images stay: 'device', 'memory' (of the host) or 'none' (decoded for
+    # every batch); 'auto' takes the first of them that they fit.
+    config.data.cache = "auto"
     config.data.cache_dir = ""  # of prepared datasets; '' is ~/.cache/defect_jax/datasets
     config.data.validation_fraction = 0.1  # of the training images, for the thresholds
     config.data.validation_files = ()  # drawn from the seed when the run starts

@@ -17,6 +17,7 @@ from defect_jax.methods import make_method
 # What may change between two starts of one run: where things lie and how often it reports, but
 # nothing that the parameters depend on.
 FREE_FIELDS = (
+    "profile",
     "data.root",
     "data.cache",
     "data.cache_dir",

@@ -5,6 +5,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from defect_jax import runtime
 from defect_jax.errors import UserError
 from defect_jax.run import run
 
@@ -19,6 +20,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.ERROR)  # Orbax and tfds tell their inner life at INFO
+    runtime.set_up()
     try:
         run(CONFIG.value, str(WORKDIR.value), MODE.value)
     except (UserError, OSError) as error:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -48,11 +48,23 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
     return rows
 
 
+class _NoEvents:
+    def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
+        pass
+
+    def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
+        pass
+
+
 @contextlib.contextmanager
 def tensorboard(workdir: str | pathlib.Path) -> Iterator[Any]:
-    """clu's writer of TensorBoard events into `workdir`."""
-    from clu import metric_writers  # prints TensorFlow's greetings if it comes before `data`
-
+    """clu's writer of TensorBoard events into `workdir`; without TensorBoard, a silent one."""
+    try:
+        from clu import metric_writers  # prints TensorFlow's greetings if it comes before `data`
+    except ImportError as error:
+        print(f"no TensorBoard events: {error}", flush=True)
+        yield _NoEvents()
+        return
     writer = metric_writers.SummaryWriter(str(workdir))
     try:
         yield writer
@@ -60,37 +72,66 @@ def tensorboard(workdir: str | pathlib.Path) -> Iterator[Any]:
         writer.close()
 
 
+@contextlib.contextmanager
+def trace(wanted: bool, workdir: pathlib.Path) -> Iterator[Callable[[Any], Any]]:
+    """Writes a trace of what is computed inside to `<workdir>/profile`, where it is wanted.
+
+    Yields:
+        a function that gives back its argument, where a trace is wanted once it is computed.
+    """
+    if not wanted:
+        yield lambda results: results
+        return
+    with jax.profiler.trace(str(workdir / "profile")):
+        yield jax.block_until_ready
+    print(f"trace: {workdir / 'profile'}, for TensorBoard's profile plugin or Perfetto", flush=True)
+
+
 class Reporter:
     """Gathers the metrics of every step and reports their means.
 
     Metrics stay on the device until they are reported, so that steps are dispatched ahead.
+
+    Attributes:
+        seconds_per_step: of the steps that were last waited for; None before it is known.
     """
 
     def __init__(self, writers: list[Any], batch_size: int, num_steps: int, log_every: int):
+        self.seconds_per_step: float | None = None
         self._writers = writers
         self._batch_size = batch_size
         self._num_steps = num_steps
         self._log_every = log_every
-        self._pending: list[Metrics] = []
+        self._pending: list[tuple[Metrics, int]] = []
         self._unwritten: list[dict[str, np.ndarray]] = []
-        self._time: float | None = None
+        self._running = 0  # steps that were dispatched and not waited for
+        self._finished = 0.0  # when the last steps waited for were done; 0 before there are any
+        self._since = 0.0
         self._timed_steps = 0
 
-    def add(self, step: int, metrics: Metrics) -> None:
-        """Takes the metrics of the step that brought the state to `step`."""
-        if self._pending:
-            # Lets the host run one step ahead and no more: a queue of steps is a queue of states.
-            jax.block_until_ready(self._pending[-1])
-        self._pending.append(metrics)
-        if self._time is None:
+    def add(self, step: int, metrics: Metrics, count: int) -> None:
+        """Takes the metrics [K] of the `count` steps that brought the state to `step`."""
+        # Lets the host run one call ahead and no more: a queue of calls is a queue of states.
+        self._wait()
+        self._pending.append((metrics, count))
+        self._running = count
+        if not self._finished:
             # The first step compiles for seconds or minutes; rates are measured after it.
             jax.block_until_ready(metrics)
-            self._time = time.monotonic()
+            self._running, self._finished = 0, time.monotonic()
+            self._since = self._finished
         else:
-            self._timed_steps += 1
+            self._timed_steps += count
         if step % self._log_every == 0 or step == self._num_steps:
             self.check(step)
-            self._write(step, self._time)
+            self._write(step)
+
+    def _wait(self) -> None:
+        if self._running:
+            jax.block_until_ready(self._pending[-1])
+            before, self._finished = self._finished, time.monotonic()
+            self.seconds_per_step = (self._finished - before) / self._running
+            self._running = 0
 
     def check(self, step: int) -> None:
         """Waits for the steps so far.
@@ -98,7 +139,12 @@ class Reporter:
         Raises:
             UserError: a metric of one of them is NaN or infinite.
         """
-        rows = jax.device_get(self._pending)
+        self._wait()
+        rows = [
+            {name: values[number] for name, values in metrics.items()}
+            for metrics, count in jax.device_get(self._pending)
+            for number in range(count)
+        ]
         first = step - len(rows) + 1
         for number, row in enumerate(rows, first):
             bad = [name for name, value in row.items() if not np.isfinite(value)]
@@ -111,12 +157,12 @@ class Reporter:
         self._unwritten += rows
         self._pending = []
 
-    def _write(self, step: int, since: float) -> None:
+    def _write(self, step: int) -> None:
         rows, self._unwritten = self._unwritten, []
-        self._time = time.monotonic()
         means = _means(rows)
+        now, since, self._since = time.monotonic(), self._since, time.monotonic()
         if self._timed_steps:
-            means["images_per_second"] = self._timed_steps * self._batch_size / (self._time - since)
+            means["images_per_second"] = self._timed_steps * self._batch_size / (now - since)
         self._timed_steps = 0
         for writer in self._writers:
             writer.write_scalars(step, means)

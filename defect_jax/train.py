@@ -1,10 +1,13 @@
 """The one training loop, over the phases of any method; the only file that knows pmap."""
 
+import functools
 import itertools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
@@ -12,10 +15,14 @@ from clu import parameter_overview
 
 from defect_jax import checkpoint, devices, report, visualize
 from defect_jax.data import datasets, pipeline
+from defect_jax.data.examples import Examples
 from defect_jax.devices import AXIS
 from defect_jax.errors import UserError
-from defect_jax.method import Method, Phase, State
+from defect_jax.method import Batch, Method, Metrics, Phase, State
 from defect_jax.methods import make_method
+
+# Long enough that dispatching costs nothing, short enough that a run can be stopped.
+_SECONDS_A_CALL = 1.0
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> State:
@@ -71,21 +78,72 @@ def phase_ends(config: ml_collections.ConfigDict, method: Method) -> list[int]:
     return list(itertools.accumulate(lengths))
 
 
-def parallel_step(phase: Phase):
-    """The phase's step over all devices: (State, Batch [devices, b, ...]) -> (State, Metrics).
+def parallel_steps(phase: Phase, resident: bool):
+    """Steps of a phase over all devices: `take_steps` with arrays sharded as `shard` does.
 
     The state is one copy to its caller; pmap broadcasts it and takes the first of equal results.
+
+    Args:
+        phase: whose steps to take.
+        resident: the data is whole on every device; else it is sharded too.
     """
-    return jax.pmap(phase.train_step, axis_name=AXIS, in_axes=(None, 0), out_axes=None)
+    return jax.pmap(
+        functools.partial(take_steps, phase.train_step),
+        axis_name=AXIS,
+        in_axes=(None, None if resident else 0, 0, 0, None),
+        out_axes=None,
+    )
 
 
-def shard(batch: pipeline.HostBatch) -> pipeline.HostBatch:
-    """Splits a host's batch over its devices: [b, ...] -> [devices, b / devices, ...]."""
+def take_steps(
+    train_step: Callable[[State, Batch], tuple[State, Metrics]],
+    state: State,
+    data: Batch,
+    numbers: jax.Array,
+    places: jax.Array,
+    count: jax.Array,
+) -> tuple[State, Metrics]:
+    """Takes the first `count` of K steps in one program, whatever `count` is.
+
+    Args:
+        train_step: (State, Batch) -> (State, Metrics).
+        state: before the first step.
+        data: `image`, `mask` and `label` of N examples.
+        numbers: [K, b], which of the N each step takes.
+        places: [K, b], the places of those in the stream.
+        count: at most K.
+
+    Returns:
+        The state after them, and each metric as [K], zero beyond `count`.
+    """
+
+    def batch(step: Any) -> Batch:
+        taken = {name: values[numbers[step]] for name, values in data.items()}
+        return taken | {"index": places[step], "weight": jnp.ones(places.shape[1])}
+
+    def body(step: Any, carry: tuple[State, Metrics]) -> tuple[State, Metrics]:
+        state, metrics = carry
+        state, new = train_step(state, batch(step))
+        return state, jax.tree.map(lambda all, one: all.at[step].set(one), metrics, new)
+
+    shapes = jax.eval_shape(lambda state: train_step(state, batch(0))[1], state)
+    metrics = jax.tree.map(lambda leaf: jnp.zeros((len(numbers), *leaf.shape), leaf.dtype), shapes)
+    return jax.lax.fori_loop(0, count, body, (state, metrics))
+
+
+def shard(rows: Any, axis: int = 0) -> Any:
+    """Splits a host's examples over its devices: [..., b, ...] -> [devices, ..., b / devices, ...].
+
+    Args:
+        rows: a pytree of arrays.
+        axis: where the examples are counted.
+    """
     count = jax.local_device_count()
-    return {
-        name: values.reshape(count, len(values) // count, *values.shape[1:])
-        for name, values in batch.items()
-    }
+
+    def split(values: np.ndarray) -> np.ndarray:
+        return np.stack(np.split(values, count, axis))
+
+    return jax.tree.map(split, rows)
 
 
 def _init_or_restore(
@@ -114,28 +172,97 @@ def _run_phases(
     checkpoints: ocp.CheckpointManager,
 ) -> State:
     examples = datasets.load_split(config, "train")
-    hosts = (jax.process_index(), jax.process_count())
+    cache = pipeline.choose_cache(config.data, len(examples), devices.memory_bytes())
+    resident = None
+    if cache == "device":
+        resident = devices.replicate(pipeline.decode_all(config.data, examples))
     for phase, last in zip(method.phases, phase_ends(config, method), strict=True):
         first = int(state.step)
         if first < last:
-            batches = pipeline.train_batches(config, examples, first, last, hosts)
-            state = _run_phase(config, phase, state, last, batches, reporter, checkpoints)
+            order = pipeline.train_order(
+                config,
+                len(examples),
+                first,
+                last,
+                (jax.process_index(), jax.process_count()),
+            )
+            if resident is None:
+                calls = _streamed_calls(config, examples, cache, order)
+            else:
+                calls = _resident_calls(config, resident, order, first, reporter)
+            run = parallel_steps(phase, resident is not None)
+            state = _run_phase(config, phase, run, calls, state, last, reporter, checkpoints)
     return state
+
+
+class _Call(NamedTuple):
+    """The arguments of `take_steps` that follow the state."""
+
+    data: Any
+    numbers: np.ndarray
+    places: np.ndarray
+    num_steps: int
+
+
+def _streamed_calls(
+    config: ml_collections.ConfigDict,
+    examples: Examples,
+    cache: str,
+    order: tuple[np.ndarray, np.ndarray],
+) -> Iterator[_Call]:
+    """One step a call, its batch sent along."""
+    numbers, places = order
+    all_of_batch = shard(np.arange(numbers.shape[1], dtype=np.int32)[None], axis=1)
+    all_of_batch -= all_of_batch[:, :, :1]  # each device counts its own part of the batch
+    batches = pipeline.train_batches(config.data, examples, cache, numbers)
+    for batch, row in zip(batches, places, strict=True):
+        yield _Call(shard(batch), all_of_batch, shard(row[None], axis=1), 1)
+
+
+def _resident_calls(
+    config: ml_collections.ConfigDict,
+    resident: Any,
+    order: tuple[np.ndarray, np.ndarray],
+    first: int,
+    reporter: report.Reporter,
+) -> Iterator[_Call]:
+    """Up to the next log line or checkpoint in one call, but no more than about a second of steps.
+
+    All calls have arrays of one size, so that they are one program.
+    """
+    most = config.train.log_every
+    padded = [np.pad(rows, ((0, most), (0, 0))) for rows in order]
+    step, last = first, first + len(order[0])
+    while step < last:
+        ends = [step - step % every + every for every in (most, config.train.checkpoint_every)]
+        count = min(last, *ends) - step
+        if reporter.seconds_per_step is None:
+            count = 1
+        else:
+            count = min(count, max(1, int(_SECONDS_A_CALL / reporter.seconds_per_step)))
+        window = slice(step - first, step - first + most)
+        numbers, places = (shard(rows[window], axis=1) for rows in padded)
+        yield _Call(resident, numbers, places, count)
+        step += count
 
 
 def _run_phase(
     config: ml_collections.ConfigDict,
     phase: Phase,
+    run: Callable[..., tuple[State, Metrics]],
+    calls: Iterator[_Call],
     state: State,
     last: int,
-    batches: Iterator[pipeline.HostBatch],
     reporter: report.Reporter,
     checkpoints: ocp.CheckpointManager,
 ) -> State:
-    train_step = parallel_step(phase)
-    for step, batch in enumerate(batches, int(state.step) + 1):
-        state, metrics = train_step(state, shard(batch))
-        reporter.add(step, metrics)
+    step = int(state.step)
+    for number, call in enumerate(calls):
+        step += call.num_steps
+        # By the third call everything is compiled and a call is about a second long.
+        with report.trace(config.profile and number == 2, checkpoints.directory.parent) as wait:
+            state, metrics = wait(run(state, *call))
+        reporter.add(step, metrics, call.num_steps)
         if step == last:
             # Before the save: a checkpoint at a phase's end holds the finished phase.
             state = devices.replicate(phase.finish(state))

@@ -1,5 +1,6 @@
 """The loop: resuming, devices, and what stops a run."""
 
+import gzip
 import json
 import os
 import shutil
@@ -11,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import bsdata_unet, quickstart
+from configs import bsdata_unet, mvtec_autoencoder, quickstart
 from defect_jax import checkpoint, report, run, steps
 from defect_jax.errors import UserError
 from defect_jax.method import Method, Phase, State
 from defect_jax.methods import make_method
-from defect_jax.train import parallel_step, phase_ends, train
+from defect_jax.train import parallel_steps, phase_ends, shard, train
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +40,27 @@ def assert_same_bits(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_a_run_of_the_same_seed_ends_in_the_same_bits(config, finished, tmp_path):
+@pytest.mark.parametrize("cache", ["device", "memory", "none"])
+def test_a_run_ends_in_the_same_bits_wherever_its_images_lie(config, finished, tmp_path, cache):
+    config = config.copy_and_resolve_references()
+    config.data.cache = cache
+    assert_same_bits(train(run.open_run(config, tmp_path, "train"), tmp_path), finished[1])
+
+
+def test_a_run_ends_in_the_same_bits_however_many_steps_a_call_takes(
+    config, finished, tmp_path, monkeypatch
+):
+    config = config.copy_and_resolve_references()
+    config.train.log_every = 3
+    monkeypatch.setattr("defect_jax.train._SECONDS_A_CALL", 1e9)
     assert_same_bits(train(run.open_run(config, tmp_path, "train"), tmp_path), finished[1])
 
 
 @pytest.mark.parametrize("stop", [2, 4])
 def test_a_resumed_run_ends_in_the_same_bits(config, finished, tmp_path, stop):
-    """Stops after the save of a step by a batch that cannot be read, as a machine's death would."""
     opened = run.open_run(config, tmp_path, "train")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("defect_jax.train.shard", failing_after(stop + 1))
+        patch.setattr(report.Reporter, "add", dying_after(stop))
         with pytest.raises(RuntimeError, match="the machine died"):
             train(opened, tmp_path)
     with checkpoint.manager(tmp_path) as checkpoints:
@@ -59,17 +71,15 @@ def test_a_resumed_run_ends_in_the_same_bits(config, finished, tmp_path, stop):
     assert logged == [row["step"] for row in report.read_metrics(finished[0] / "metrics.jsonl")]
 
 
-def failing_after(count: int):
-    from defect_jax.train import shard
+def dying_after(last_step: int):
+    add = report.Reporter.add
 
-    calls = iter(range(count))
-
-    def shard_or_die(batch):
-        if next(calls, None) is None:
+    def add_or_die(self, step, metrics, count):
+        if step > last_step:
             raise RuntimeError("the machine died")
-        return shard(batch)
+        add(self, step, metrics, count)
 
-    return shard_or_die
+    return add_or_die
 
 
 def test_a_finished_run_is_left_alone(config, finished, capsys):
@@ -148,7 +158,7 @@ def test_nan_stops_the_run_names_the_step_and_keeps_the_last_checkpoint(config, 
     config = config.copy_and_resolve_references()
     opened = run.open_run(config, tmp_path, "train")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("defect_jax.train.shard", poisoned_at(5))
+        patch.setattr("defect_jax.train.make_method", poisoned_at(5))
         with pytest.raises(UserError, match=r"loss.* not finite at step 5.*checkpoint kept"):
             train(opened, tmp_path)
     with checkpoint.manager(tmp_path) as checkpoints:
@@ -157,14 +167,17 @@ def test_nan_stops_the_run_names_the_step_and_keeps_the_last_checkpoint(config, 
 
 
 def poisoned_at(step: int):
-    from defect_jax.train import shard
+    def poisoned_method(config):
+        method = make_method(config)
+        (phase,) = method.phases
 
-    calls = iter(range(1, 100))
+        def train_step(state, batch):
+            weight = jnp.where(state.step + 1 == step, jnp.nan, batch["weight"])
+            return phase.train_step(state, batch | {"weight": weight})
 
-    def poison(batch):
-        return shard(batch | {"weight": batch["weight"] * (np.nan if next(calls) == step else 1)})
+        return method._replace(phases=(phase._replace(train_step=train_step),))
 
-    return poison
+    return poisoned_method
 
 
 def test_phases_end_one_after_another(config):
@@ -194,7 +207,7 @@ def test_each_phase_finishes_once_however_the_run_is_stopped(config, tmp_path, m
     checkpoint.write_config(tmp_path, config)
     if stop is not None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("defect_jax.train.shard", failing_after(stop))
+            patch.setattr(report.Reporter, "add", dying_after(stop))
             with pytest.raises(RuntimeError, match="the machine died"):
                 train(config, tmp_path)
     state = train(config, tmp_path)
@@ -202,10 +215,70 @@ def test_each_phase_finishes_once_however_the_run_is_stopped(config, tmp_path, m
     assert state.memory["count"] == 5 * config.train.batch_size + 100 + 1000
 
 
-def test_a_state_goes_through_the_parallel_step_as_one_copy():
-    step = parallel_step(Phase(lambda state, batch: (state + batch["x"].sum(), {})))
-    batch = {"x": np.ones((jax.local_device_count(), 2))}
-    assert step(np.float32(1), batch)[0].shape == ()
+@pytest.mark.parametrize("resident", [True, False])
+def test_steps_take_the_examples_they_are_told_to(resident):
+    def add(state, batch):
+        state += (batch["x"] * batch["weight"]).sum()
+        return state, {"total": state, "first_place": batch["index"][0]}
+
+    take = parallel_steps(Phase(add), resident)
+    devices = jax.local_device_count()
+    data = {"x": np.arange(5.0)}
+    if not resident:
+        data = shard({"x": np.tile(np.arange(5.0), devices)})
+    numbers = np.tile(np.array([[[0, 1], [2, 4], [3, 3]]], np.int32), (devices, 1, 1))
+    state, metrics = take(np.float32(10), data, numbers, 7 + numbers, 2)
+    assert state.shape == () and state == 10 + 1 + 6  # one copy, of the first device
+    np.testing.assert_array_equal(metrics["total"], [11, 17, 0])
+    np.testing.assert_array_equal(metrics["first_place"], [7, 9, 0])
+
+
+def test_rows_are_sharded_in_order():
+    count = jax.local_device_count()
+    rows = np.arange(2 * 3 * count).reshape(2, 3 * count)
+    sharded = shard(rows, axis=1)
+    assert sharded.shape == (count, 2, 3)
+    np.testing.assert_array_equal(np.concatenate(list(sharded), axis=1), rows)
+
+
+def test_a_profile_is_a_trace_of_training_steps(config, tmp_path):
+    config = config.copy_and_resolve_references()
+    config.profile = True
+    train(run.open_run(config, tmp_path, "train"), tmp_path)
+    (trace,) = tmp_path.glob("profile/plugins/profile/*/*.trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    assert any("conv" in event.get("name", "") for event in events)
+
+
+WITHOUT_TENSORFLOW = """
+import sys
+for name in ("tensorflow", "tensorflow_datasets", "tensorboard"):
+    sys.modules[name] = None  # importing it fails
+import pathlib
+from defect_jax import checkpoint, run
+config = checkpoint.read_config(sys.argv[1])
+results = run.run(config, pathlib.Path(sys.argv[2]), "train")
+assert results["parts"]["image_auroc"] is not None
+"""
+
+
+def test_training_from_arrays_needs_no_tensorflow(shrink, tmp_path):
+    config = shrink(mvtec_autoencoder.get_config())
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (8, 32, 32, 3)).astype(np.uint8)
+    mask = np.zeros((8, 32, 32), np.uint8)
+    mask[:4, 8:16, 8:16] = 1
+    np.savez(tmp_path / "parts.npz", train_image=images, test_image=images, test_mask=mask)
+    config.data.update(
+        name="arrays", category="parts", root=str(tmp_path / "parts.npz"), image_size=(32, 32)
+    )
+    config.method.update(model="ssim_net", code_dim=8)
+    checkpoint.write_config(tmp_path / "config", config)
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, tmp_path / "config", tmp_path / "run"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "no TensorBoard events" in done.stdout
+    assert (tmp_path / "run/eval/test/overlays/sheet.png").is_file()
 
 
 @pytest.mark.parametrize("batch_size", [0, 3])

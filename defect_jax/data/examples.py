@@ -1,4 +1,4 @@
-"""What every dataset delivers, before decoding."""
+"""What every dataset delivers."""
 
 import dataclasses
 
@@ -9,13 +9,14 @@ import numpy as np
 class Examples:
     """N examples of one split, in a fixed order.
 
-    Images and masks stay encoded, as a compressed split fits in memory where a decoded one may
-    not; `pipeline` decodes them.
+    Images and masks of files stay encoded, as a compressed split fits in memory where a decoded
+    one may not; `pipeline` decodes them. Those of a dataset of arrays are decoded already.
 
     Attributes:
-        image: [N] object, bytes of a PNG or JPEG file with 8 bits a channel.
-        mask: [N] object, bytes of a one-channel PNG with class ids (0 is background); empty bytes
-            stand for background everywhere.
+        image: [N] object, bytes of a PNG or JPEG file with 8 bits a channel; or decoded, uint8
+            [N, H, W, C].
+        mask: [N] object, bytes of a one-channel PNG with class ids (0 is background), empty bytes
+            for background everywhere; or decoded, uint8 [N, H, W].
         label: [N] int32, 0 good, 1 defective.
         defect_type: [N] str, 'good' or the name of the defect.
         filename: [N] str, unique, relative to the dataset's root, '/' between parts.
@@ -26,6 +27,11 @@ class Examples:
     label: np.ndarray
     defect_type: np.ndarray
     filename: np.ndarray
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether images and masks are arrays."""
+        return self.image.dtype == np.uint8
 
     def __len__(self) -> int:
         return len(self.filename)

@@ -1,10 +1,15 @@
-"""From encoded examples to batches, through tf.data.
+"""From examples to batches.
 
 What the model sees at step n is a function of (seed, n) alone: `batch_indices` says which example
-stands at each place of the stream, so that resuming at a step needs no iterator state.
+stands at each place of the stream, so that resuming at a step needs no iterator state. Where the
+decoded examples lie meanwhile, `config.data.cache` says: on the device, in the host's memory, or
+nowhere, in which case tf.data decodes them again for each batch. The stream is the same.
+
+TensorFlow is imported when there is something to decode, and not before.
 """
 
 import io
+import os
 from collections.abc import Iterator
 
 import ml_collections
@@ -12,13 +17,12 @@ import numpy as np
 from PIL import Image
 
 from defect_jax.data.examples import Examples
-from defect_jax.data.tensorflow_quietly import tf
 from defect_jax.errors import UserError, require
 
 HostBatch = dict[str, np.ndarray]
 
 FITS = ("pad", "resize")
-CACHES = ("memory", "none")
+CACHES = ("auto", "device", "memory", "none")
 CHANNELS = (1, 3)
 
 
@@ -48,46 +52,98 @@ def batch_indices(
     return stream[start : start + last - first].reshape(-1, batch_size)
 
 
-def train_batches(
+def train_order(
     config: ml_collections.ConfigDict,
-    examples: Examples,
+    num_examples: int,
     first_step: int,
     last_step: int,
     shard: tuple[int, int] = (0, 1),
-) -> Iterator[HostBatch]:
-    """The batches of steps [first_step, last_step).
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which examples, at which places of the stream, steps [first_step, last_step) take.
 
     Args:
-        config: reads `seed`, `train.batch_size` (global) and `data.*`.
-        examples: N of them.
+        config: reads `seed` and `train.batch_size` (global).
+        num_examples: of the training split.
         first_step: where to begin; resuming gives the batches that the whole run would have had.
         last_step: where to end.
         shard: (this host's number, number of hosts); a host gets its columns of each batch.
 
-    Yields:
-        `image` uint8 [b, H, W, C], `mask` uint8 [b, H, W], `label` int32 [b], `index` int32 [b]
-        (the example's place in the stream) and `weight` float32 [b], for this host's
-        b = batch_size / hosts examples.
+    Returns:
+        Numbers of examples and places in the stream, each [last_step - first_step, b] int32, for
+        this host's b = batch_size / hosts examples.
 
     Raises:
         UserError: no examples.
     """
-    if not len(examples):
+    if not num_examples:
         raise UserError(f"{config.data.name} '{config.data.category}': no training images")
     batch_size, (host, hosts) = config.train.batch_size, shard
-    order = batch_indices(config.seed, len(examples), batch_size, first_step, last_step)
+    order = batch_indices(config.seed, num_examples, batch_size, first_step, last_step)
     places = np.arange(first_step * batch_size, last_step * batch_size).reshape(order.shape)
     columns = slice(host * batch_size // hosts, (host + 1) * batch_size // hosts)
-    fetch = _fetcher(config.data, examples)
-    dataset = tf.data.Dataset.from_tensor_slices((order[:, columns], places[:, columns]))
-    dataset = dataset.map(
-        lambda numbers, index: (
-            fetch(numbers)
-            | {"index": tf.cast(index, tf.int32), "weight": tf.ones_like(index, tf.float32)}
-        ),
-        num_parallel_calls=tf.data.AUTOTUNE,
-    )
-    return dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+    return order[:, columns].astype(np.int32), places[:, columns].astype(np.int32)
+
+
+def train_batches(
+    data: ml_collections.ConfigDict, examples: Examples, cache: str, numbers: np.ndarray
+) -> Iterator[HostBatch]:
+    """The examples of each batch.
+
+    Args:
+        data: `config.data`.
+        examples: N of them.
+        cache: 'memory' decodes them all first, 'none' each batch as it is taken.
+        numbers: [steps, b], as `train_order` gives them.
+
+    Yields:
+        `image` uint8 [b, H, W, C], `mask` uint8 [b, H, W] and `label` int32 [b].
+    """
+    if cache == "none":
+        for (image, mask), batch in zip(_decode(data, examples, numbers), numbers, strict=True):
+            yield {"image": image, "mask": mask, "label": examples.label[batch]}
+    else:
+        arrays = decode_all(data, examples)
+        for batch in numbers:
+            yield {name: values[batch] for name, values in arrays.items()}
+
+
+def decode_all(data: ml_collections.ConfigDict, examples: Examples) -> HostBatch:
+    """All examples as one batch: `image` [N, H, W, C], `mask` [N, H, W] and `label` [N]."""
+    label = examples.label.astype(np.int32)
+    if examples.is_decoded:
+        return {"image": examples.image, "mask": examples.mask, "label": label}
+    image = np.empty((len(examples), *data.image_size, data.channels), np.uint8)
+    mask = np.empty((len(examples), *data.image_size), np.uint8)
+    decoded = _decode(data, examples, np.arange(len(examples))[:, None])
+    for number, (one_image, one_mask) in enumerate(decoded):
+        image[number], mask[number] = one_image[0], one_mask[0]
+    return {"image": image, "mask": mask, "label": label}
+
+
+def choose_cache(data: ml_collections.ConfigDict, num_examples: int, device_bytes: int) -> str:
+    """What `data.cache` 'auto' means for a split; any other value as it is.
+
+    Args:
+        data: reads `cache`, `image_size` and `channels`.
+        num_examples: of the split.
+        device_bytes: memory of each device.
+
+    Returns:
+        'device' where the decoded split fills at most a quarter of the device, else 'memory'
+        where it fills at most half of the host, else 'none'.
+    """
+    if data.cache != "auto":
+        return data.cache
+    height, width = data.image_size
+    needed = num_examples * height * width * (data.channels + 1)
+    if needed <= device_bytes / 4:
+        return "device"
+    return "memory" if needed <= host_bytes() / 2 else "none"
+
+
+def host_bytes() -> int:
+    """The host's memory in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def eval_batches(
@@ -96,22 +152,22 @@ def eval_batches(
     """Every example once, in order; the last batch is filled up with examples of weight 0.
 
     Yields:
-        what `train_batches` yields; `index` is the example's number.
+        what `train_batches` yields, `index` int32 [b] (the example's number) and `weight`
+        float32 [b].
     """
-    padded = -(-len(examples) // batch_size) * batch_size
-    places = np.arange(padded).reshape(-1, batch_size)
-    fetch = _fetcher(config.data, examples, decode_now=False)
-    dataset = tf.data.Dataset.from_tensor_slices(places).map(
-        lambda index: (
-            fetch(tf.minimum(index, len(examples) - 1))
-            | {
-                "index": tf.cast(index, tf.int32),
-                "weight": tf.cast(index < len(examples), tf.float32),
-            }
-        ),
-        num_parallel_calls=tf.data.AUTOTUNE,
-    )
-    return dataset.prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+    count = len(examples)
+    places = np.arange(-(-count // batch_size) * batch_size).reshape(-1, batch_size)
+    numbers = np.minimum(places, count - 1)
+    for (image, mask), place, batch in zip(
+        _decode(config.data, examples, numbers), places, numbers, strict=True
+    ):
+        yield {
+            "image": image,
+            "mask": mask,
+            "label": examples.label[batch],
+            "index": place.astype(np.int32),
+            "weight": (place < count).astype(np.float32),
+        }
 
 
 def fitted_size(native: tuple[int, int], image_size: tuple[int, int], fit: str) -> tuple[int, int]:
@@ -131,80 +187,35 @@ def fitted_size(native: tuple[int, int], image_size: tuple[int, int], fit: str) 
 
 
 def native_size(examples: Examples, number: int) -> tuple[int, int]:
-    """The height and width in pixels of an example's file."""
+    """The height and width in pixels of an example's file, or of its array."""
+    if examples.is_decoded:
+        height, width = examples.image.shape[1:3]
+        return height, width
     with Image.open(io.BytesIO(examples.image[number])) as image:
         return image.height, image.width
 
 
 def native_mask(examples: Examples, number: int) -> np.ndarray:
     """An example's mask at its file's own resolution: uint8 [h, w], class ids."""
+    if examples.is_decoded:
+        return examples.mask[number]
     if not examples.mask[number]:
         return np.zeros(native_size(examples, number), np.uint8)
     with Image.open(io.BytesIO(examples.mask[number])) as mask:
         return np.asarray(mask)
 
 
-def _fetcher(data: ml_collections.ConfigDict, examples: Examples, decode_now: bool | None = None):
-    """A function from example numbers [b] to their decoded fields, each [b, ...]."""
-    sizes = [
-        fitted_size(native_size(examples, number), data.image_size, data.fit)
-        for number in range(len(examples))
-    ]
-    encoded = (
-        tf.constant(examples.image.tolist()),
-        tf.constant(examples.mask.tolist()),
-        tf.constant(sizes, tf.int32),
+def _decode(
+    data: ml_collections.ConfigDict, examples: Examples, numbers: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    if examples.is_decoded:
+        return ((examples.image[batch], examples.mask[batch]) for batch in numbers)
+    from defect_jax.data import decode  # takes seconds, for TensorFlow; arrays do without
+
+    sizes = np.array(
+        [
+            fitted_size(native_size(examples, number), data.image_size, data.fit)
+            for number in range(len(examples))
+        ]
     )
-    labels = tf.constant(examples.label, tf.int32)
-    frame, channels, classes = tuple(data.image_size), data.channels, data.num_classes
-    spec = (tf.uint8, tf.uint8)
-
-    def decode(fields):
-        image, mask, size = fields
-        return _decode_image(image, size, frame, channels), _decode_mask(mask, size, frame, classes)
-
-    if decode_now is None:
-        decode_now = data.cache == "memory"
-    if decode_now:
-        dataset = tf.data.Dataset.from_tensor_slices(encoded).map(
-            lambda *fields: decode(fields), num_parallel_calls=tf.data.AUTOTUNE
-        )
-        images = np.empty((len(examples), *frame, channels), np.uint8)
-        masks = np.empty((len(examples), *frame), np.uint8)
-        for number, (image, mask) in enumerate(dataset.as_numpy_iterator()):
-            images[number], masks[number] = image, mask
-        images, masks = tf.constant(images), tf.constant(masks)
-
-    def fetch(numbers):
-        if decode_now:
-            image, mask = tf.gather(images, numbers), tf.gather(masks, numbers)
-        else:
-            rows = tuple(tf.gather(field, numbers) for field in encoded)
-            image, mask = tf.map_fn(decode, rows, fn_output_signature=spec)
-        return {"image": image, "mask": mask, "label": tf.gather(labels, numbers)}
-
-    return fetch
-
-
-def _decode_image(encoded, size, frame: tuple[int, int], channels: int):
-    image = tf.io.decode_image(encoded, channels=channels, expand_animations=False)
-    image.set_shape((None, None, channels))
-    image = tf.image.resize(image, size, antialias=True)
-    # The last row and column are repeated into the padding: an edge there would look defective.
-    for axis in (0, 1):
-        image = tf.gather(image, tf.minimum(tf.range(frame[axis]), size[axis] - 1), axis=axis)
-    return tf.cast(tf.round(tf.clip_by_value(image, 0, 255)), tf.uint8)
-
-
-def _decode_mask(encoded, size, frame: tuple[int, int], classes: int):
-    """Each pixel takes the class that covers most of it."""
-
-    def shrink():
-        mask = tf.io.decode_png(encoded, channels=1)[..., 0]
-        coverage = tf.image.resize(tf.one_hot(mask, classes), size, method="area")
-        mask = tf.argmax(coverage, axis=-1, output_type=tf.int32)
-        return tf.image.pad_to_bounding_box(mask[..., None], 0, 0, *frame)[..., 0]
-
-    empty = tf.strings.length(encoded) == 0
-    mask = tf.cond(empty, lambda: tf.zeros(frame, tf.int32), shrink)
-    return tf.cast(tf.ensure_shape(mask, frame), tf.uint8)
+    return decode.batches(data, examples, sizes, numbers)

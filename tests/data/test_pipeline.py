@@ -64,23 +64,35 @@ def test_order_depends_on_the_seed():
 
 
 @pytest.mark.parametrize("cache", ["memory", "none"])
-def test_batches_follow_the_indices_and_carry_their_places(config, constant_images, cache):
+def test_batches_hold_the_examples_of_the_order(config, constant_images, cache):
+    numbers, places = pipeline.train_order(config, 10, 2, 6)
+    np.testing.assert_array_equal(numbers, pipeline.batch_indices(config.seed, 10, 4, 2, 6))
+    np.testing.assert_array_equal(places.ravel(), np.arange(8, 24))
+    batches = pipeline.train_batches(config.data, constant_images, cache, numbers)
+    np.testing.assert_array_equal(values(batches), 10 * numbers)
+
+
+def test_hosts_share_a_batch_without_overlap(config):
+    whole = pipeline.train_order(config, 10, 0, 3)
+    halves = [pipeline.train_order(config, 10, 0, 3, (host, 2)) for host in (0, 1)]
+    for rows, left, right in zip(whole, *halves, strict=True):
+        np.testing.assert_array_equal(rows, np.concatenate([left, right], axis=1))
+
+
+def test_all_examples_decode_to_what_their_batches_hold(config, constant_images):
+    everything = pipeline.decode_all(config.data, constant_images)
+    np.testing.assert_array_equal(everything["image"][:, 0, 0, 0], np.arange(0, 100, 10))
+    assert everything["mask"].shape == (10, 8, 8) and everything["label"].dtype == np.int32
+
+
+def test_the_cache_is_chosen_by_size(config, monkeypatch):
+    monkeypatch.setattr(pipeline, "host_bytes", lambda: 20_000)
+    one = 8 * 8 * 4  # bytes of an image and its mask
+    chosen = [pipeline.choose_cache(config.data, n, 40 * one) for n in (10, 11, 39, 40)]
+    assert chosen == ["device", "memory", "memory", "none"]
     config = config.copy_and_resolve_references()
-    config.data.cache = cache
-    batches = list(pipeline.train_batches(config, constant_images, 2, 6))
-    expected = pipeline.batch_indices(config.seed, 10, 4, 2, 6)
-    np.testing.assert_array_equal(values(batches), 10 * expected)
-    places = np.concatenate([batch["index"] for batch in batches])
-    np.testing.assert_array_equal(places, np.arange(8, 24))
-    assert all((batch["weight"] == 1).all() for batch in batches)
-
-
-def test_hosts_share_a_batch_without_overlap(config, constant_images):
-    whole = list(pipeline.train_batches(config, constant_images, 0, 3))
-    halves = [pipeline.train_batches(config, constant_images, 0, 3, (host, 2)) for host in (0, 1)]
-    for batch, left, right in zip(whole, *halves, strict=True):
-        for key in batch:
-            np.testing.assert_array_equal(batch[key], np.concatenate([left[key], right[key]]))
+    config.data.cache = "memory"
+    assert pipeline.choose_cache(config.data, 1, 40 * one) == "memory"
 
 
 def test_evaluation_drops_no_image_and_weighs_padding_zero(config, constant_images):
@@ -139,14 +151,18 @@ def test_native_masks_keep_the_size_of_their_files():
     np.testing.assert_array_equal(pipeline.native_mask(examples, 1), np.zeros((5, 9)))
 
 
-def test_no_training_images_is_an_error(config, constant_images):
+def test_no_training_images_is_an_error(config):
     with pytest.raises(UserError, match="no training images"):
-        pipeline.train_batches(config, constant_images.take(np.arange(0)), 0, 1)
+        pipeline.train_order(config, 0, 0, 1)
 
 
 @pytest.mark.parametrize(
     ("field", "value", "known"),
-    [("fit", "stretch", "pad, resize"), ("cache", "tape", "memory, none"), ("channels", 2, "1, 3")],
+    [
+        ("fit", "stretch", "pad, resize"),
+        ("cache", "tape", "auto, device, memory, none"),
+        ("channels", 2, "1, 3"),
+    ],
 )
 def test_unknown_choices_list_the_known(config, field, value, known):
     config = config.copy_and_resolve_references()

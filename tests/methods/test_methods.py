@@ -12,7 +12,7 @@ from defect_jax.method import to_float
 from defect_jax.methods import make_method
 from defect_jax.methods.scoring import score_image
 from defect_jax.methods.segmenter import log_odds
-from defect_jax.train import parallel_step, shard
+from defect_jax.train import parallel_steps, shard
 
 SIZE = (32, 32)
 
@@ -58,12 +58,11 @@ def batch():
 def fit(config, batch, num_steps):
     method = make_method(config)
     state = jax.jit(method.init)(jax.random.PRNGKey(0), batch)
-    step = parallel_step(method.phases[0])
-    losses = []
-    for _ in range(num_steps):
-        state, metrics = step(state, shard(batch))
-        losses.append(float(metrics["loss"]))
-    return method, state, losses
+    order = shard(np.tile(batch["index"], (num_steps, 1)), axis=1)
+    data = {name: batch[name] for name in ("image", "mask", "label")}
+    take_steps = parallel_steps(method.phases[0], resident=True)
+    state, metrics = take_steps(state, data, order, order, num_steps)
+    return method, state, metrics["loss"]
 
 
 @pytest.fixture(scope="module")

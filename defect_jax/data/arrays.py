@@ -1,0 +1,86 @@
+"""Datasets that are arrays in an .npz file: no image files, no TensorFlow.
+
+For each split, 'train' and 'test', the file holds
+
+<split>_image        uint8 [N, H, W, C] or [N, H, W]
+<split>_mask         uint8 [N, H, W], class ids; background everywhere where there is none
+<split>_defect_type  str [N], 'good' or the name of the defect; else 'good' where the mask is empty
+<split>_filename     str [N], unique; else the number
+"""
+
+import pathlib
+import zipfile
+from collections.abc import Mapping
+
+import ml_collections
+import numpy as np
+
+from defect_jax.data.examples import Examples
+from defect_jax.errors import UserError
+
+
+def load(data: ml_collections.ConfigDict, split: str) -> Examples:
+    """The examples of a split, decoded.
+
+    Args:
+        data: `config.data`; `root` is the .npz file, whose images have `image_size` and
+            `channels`.
+        split: 'train' or 'test'.
+
+    Raises:
+        UserError: no such file, no such split in it, or arrays of other shapes or types.
+    """
+    path = pathlib.Path(data.root).expanduser()
+    if not path.is_file():
+        raise UserError(f"data.root {path} is no file: expected an .npz file of arrays")
+    try:
+        with np.load(path) as file:
+            prefix = f"{split}_"
+            found = {k.removeprefix(prefix): file[k] for k in file if k.startswith(prefix)}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"cannot read {path} ({error}): expected an .npz file") from error
+    if "image" not in found:
+        raise UserError(f"{path} has no array {split}_image: put the {split} images there")
+    image = found["image"][..., None] if found["image"].ndim == 3 else found["image"]
+    mask = found.get("mask", np.zeros(image.shape[:3], np.uint8))
+    _check(path, split, data, image, mask)
+    kinds = np.where(mask.any(axis=(1, 2)), "defect", "good")
+    kinds = found.get("defect_type", kinds)
+    names = found.get("filename", np.array([f"{split}/{n:06}" for n in range(len(image))]))
+    if not len(kinds) == len(names) == len(set(names.tolist())) == len(image):
+        raise UserError(
+            f"{path}: {len(image)} {split} images need as many {split}_defect_type and as many "
+            f"different {split}_filename, found {len(kinds)} and {len(set(names.tolist()))}"
+        )
+    return Examples(image, mask, (kinds != "good").astype(np.int32), kinds, names)
+
+
+def save(path: pathlib.Path, splits: Mapping[str, Examples]) -> None:
+    """Writes decoded examples so that `load` reads them."""
+    arrays = {}
+    for split, examples in splits.items():
+        for name in ("image", "mask", "defect_type", "filename"):
+            arrays[f"{split}_{name}"] = getattr(examples, name)
+    partial = path.with_suffix(".partial.npz")
+    np.savez_compressed(partial, **arrays)
+    partial.replace(path)
+
+
+def _check(
+    path: pathlib.Path,
+    split: str,
+    data: ml_collections.ConfigDict,
+    image: np.ndarray,
+    mask: np.ndarray,
+) -> None:
+    shape = (*data.image_size, data.channels)
+    if image.dtype != np.uint8 or image.shape[1:] != shape:
+        raise UserError(
+            f"{path}: {split}_image is {image.dtype} {list(image.shape)}, expected uint8 "
+            f"[N, {', '.join(map(str, shape))}]: set data.image_size and data.channels"
+        )
+    if mask.dtype != np.uint8 or mask.shape != image.shape[:3]:
+        raise UserError(
+            f"{path}: {split}_mask is {mask.dtype} {list(mask.shape)}, expected uint8 "
+            f"{list(image.shape[:3])}, one for each image"
+        )

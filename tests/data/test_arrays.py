@@ -1,0 +1,81 @@
+"""Datasets in an .npz file."""
+
+import ml_collections
+import numpy as np
+import pytest
+
+from defect_jax.data import arrays
+from defect_jax.errors import UserError
+
+
+@pytest.fixture
+def data(tmp_path):
+    return ml_collections.ConfigDict(
+        {"root": str(tmp_path / "parts.npz"), "image_size": (4, 6), "channels": 3}
+    )
+
+
+IMAGES = np.random.default_rng(0).integers(0, 255, (5, 4, 6, 3)).astype(np.uint8)
+
+
+def test_masks_say_what_is_defective(data):
+    mask = np.zeros((5, 4, 6), np.uint8)
+    mask[1, 2, 3] = 1
+    np.savez(data.root, train_image=IMAGES, test_image=IMAGES, test_mask=mask)
+    test = arrays.load(data, "test")
+    assert test.is_decoded and len(test) == 5
+    np.testing.assert_array_equal(test.image, IMAGES)
+    assert test.label.tolist() == [0, 1, 0, 0, 0]
+    assert test.defect_type.tolist() == ["good", "defect", "good", "good", "good"]
+    assert not arrays.load(data, "train").mask.any()
+
+
+def test_grey_images_may_lack_their_channel(data):
+    data.channels = 1
+    np.savez(data.root, train_image=IMAGES[..., 0])
+    np.testing.assert_array_equal(arrays.load(data, "train").image, IMAGES[..., :1])
+
+
+def test_what_is_saved_is_loaded(data, tmp_path):
+    mask = np.zeros((5, 4, 6), np.uint8)
+    kinds = np.array(["good", "dent", "good", "scratch", "dent"])
+    mask[kinds != "good", 0] = 1
+    names = np.array([f"part {n}" for n in range(5)])
+    np.savez(
+        data.root, test_image=IMAGES, test_mask=mask, test_defect_type=kinds, test_filename=names
+    )
+    test = arrays.load(data, "test")
+    data.root = str(tmp_path / "copy.npz")
+    arrays.save(tmp_path / "copy.npz", {"test": test})
+    again = arrays.load(data, "test")
+    for field in ("image", "mask", "label", "defect_type", "filename"):
+        np.testing.assert_array_equal(getattr(again, field), getattr(test, field))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"test_image": IMAGES}, "no array train_image"),
+        ({"train_image": IMAGES[:, :2]}, r"expected uint8 \[N, 4, 6, 3\]"),
+        ({"train_image": IMAGES / 255}, "train_image is float64"),
+        ({"train_image": IMAGES, "train_mask": np.zeros((4, 4, 6), np.uint8)}, "one for each"),
+        ({"train_image": IMAGES, "train_filename": np.array(list("aabcd"))}, "4 and 5|5 and 4"),
+    ],
+)
+def test_bad_arrays_are_named(data, content, message):
+    np.savez(data.root, **content)
+    with pytest.raises(UserError, match=message):
+        arrays.load(data, "train")
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip file", b"PK\x03\x04 cut short"])
+def test_a_damaged_file_is_named(data, content):
+    with open(data.root, "wb") as file:
+        file.write(content)
+    with pytest.raises(UserError, match=r"cannot read .*parts.npz"):
+        arrays.load(data, "train")
+
+
+def test_a_missing_file_is_named(data):
+    with pytest.raises(UserError, match=r"parts.npz is no file"):
+        arrays.load(data, "train")
