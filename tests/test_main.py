@@ -40,7 +40,11 @@ def config(shrink):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("data.name", "cifar", "unknown data.name 'cifar': choose one of bsdata, mvtec, synthetic"),
+        (
+            "data.name",
+            "cifar",
+            "unknown data.name 'cifar': choose one of arrays, bsdata, mvtec, synthetic",
+        ),
         ("data.category", "bottle", "part"),
         ("data.root", "", "data.root"),
         ("method.name", "magic", "unknown method.name 'magic': choose one of autoencoder"),

@@ -1,0 +1,623 @@
+"""How fast defect_jax is, beside PyTorch: the same networks, batches, losses and precision.
+
+    pip install -e '.[bench]'
+    python experiments/benchmark.py --out=benchmark.json
+
+Each contender lives in a process of its own; they take turns, and what is reported is the median
+over the rounds and its ratio. On a CPU all compute in float32; on a GPU in bfloat16, and PyTorch
+also with `torch.compile`. `--memory` says how the processes allocate on a CPU: 'shipped' as each
+does for its users, 'huge_pages' both with glibc's tunable for them, 'kept' both keeping freed
+memory as `defect_jax.runtime` does.
+"""
+
+import argparse
+import functools
+import json
+import multiprocessing
+import os
+import pathlib
+import platform
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+# Settings of the two networks: image size, batch, examples of the training set, steps a turn.
+MODELS = {
+    "autoencoder": {"size": 128, "batch": 16, "examples": 256, "steps": 16},
+    "unet": {"size": 256, "batch": 4, "examples": 32, "steps": 4},
+}
+MEMORY = ("shipped", "huge_pages", "kept")
+# What is measured: name -> (unit, whether a lower figure is better).
+ROWS = {
+    "train step": ("ms", True),
+    "training loop": ("images/s", False),
+    "prediction, batch 1": ("ms", True),
+    "prediction, batch 16": ("images/s", False),
+    "peak memory": ("GiB", True),
+}
+Measures = Mapping[str, Callable[[], float]]
+
+
+def draw_examples(model: str) -> tuple[np.ndarray, np.ndarray]:
+    """Smooth random images uint8 [N, S, S, 3] and masks uint8 [N, S, S]."""
+    rng = np.random.default_rng(0)
+    size, count = MODELS[model]["size"], MODELS[model]["examples"]
+    coarse = rng.integers(0, 255, (count, size // 8, size // 8, 3), np.uint8)
+    image = coarse.repeat(8, axis=1).repeat(8, axis=2)
+    return image, (image[..., 0] > 200).astype(np.uint8)
+
+
+def peak_gib() -> float:
+    """The largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def repeat(count: int, work: Callable[[], Any]) -> float:
+    """Seconds that one of `count` calls takes."""
+    start = time.perf_counter()
+    for _ in range(count):
+        work()
+    return (time.perf_counter() - start) / count
+
+
+# ------------------------------------------------------------------------------- defect_jax
+
+
+def our_config(model: str, precision: str) -> Any:
+    from configs import bsdata_unet, mvtec_autoencoder
+
+    settings = MODELS[model]
+    if model == "autoencoder":
+        config = mvtec_autoencoder.get_config()
+    else:
+        config = bsdata_unet.get_config()
+        config.method.update(width=32, losses=("cross_entropy",))
+        config.optimizer.update(warmup_steps=0, ema_decay=0.0, name="adam", weight_decay=0.0)
+    config.dtype = precision
+    config.data.update(name="arrays", category=model, cache="device")
+    config.data.image_size = (settings["size"], settings["size"])
+    config.train.batch_size = settings["batch"]
+    return config
+
+
+def ours(model: str, precision: str) -> Measures:
+    import jax
+
+    from defect_jax import checkpoint, devices, run, train
+    from defect_jax.evaluate import make_predict
+    from defect_jax.methods import make_method
+    from defect_jax.report import read_metrics
+
+    config, settings = our_config(model, precision), MODELS[model]
+    image, mask = draw_examples(model)
+    method = make_method(config)
+    state = jax.jit(method.init)(jax.random.PRNGKey(0), checkpoint.example_batch(config))
+    state = devices.replicate(state)
+    label = np.zeros(len(image), np.int32)
+    resident = devices.replicate({"image": image, "mask": mask, "label": label})
+    take_steps = train.parallel_steps(method.phases[0], resident=True)
+    numbers = np.random.default_rng(0).integers(
+        0, len(image), (settings["steps"], settings["batch"]), np.int32
+    )
+    order = train.shard(numbers, axis=1)
+    predict = make_predict(method, state)
+
+    def step() -> float:
+        seconds = repeat(
+            1,
+            lambda: jax.block_until_ready(take_steps(state, resident, order, order, len(numbers))),
+        )
+        return 1e3 * seconds / len(numbers)
+
+    def loop() -> float:
+        """The rate of the program itself, by its own log, from the second line on."""
+        config.train.update(num_steps=3 * settings["steps"], log_every=settings["steps"])
+        with tempfile.TemporaryDirectory() as folder:
+            config.data.root = f"{folder}/arrays.npz"
+            np.savez(config.data.root, train_image=image, train_mask=mask, test_image=image[:1])
+            workdir = pathlib.Path(folder) / "run"
+            opened = run.open_run(config, workdir, "train")
+            train.train(opened, workdir)
+            rates = [row["images_per_second"] for row in read_metrics(workdir / "metrics.jsonl")]
+        return statistics.harmonic_mean(rates[1:])
+
+    def latency(batch: int) -> float:
+        part = {"image": image[:batch]}
+        predict(part)
+        return repeat(settings["steps"], lambda: predict(part))
+
+    return {
+        "train step": step,
+        "training loop": loop,
+        "prediction, batch 1": lambda: 1e3 * latency(1),
+        "prediction, batch 16": lambda: 16 / latency(16),
+        "peak memory": device_or_host_gib,
+    }
+
+
+def device_or_host_gib() -> float:
+    import jax
+
+    statistics_of_device = jax.local_devices()[0].memory_stats() or {}
+    peak = statistics_of_device.get("peak_bytes_in_use")
+    return peak_gib() if peak is None else peak / 2**30
+
+
+def our_flops(model: str, precision: str) -> float:
+    """Floating-point operations of one training step, by XLA's count of the compiled program."""
+    import jax
+
+    from defect_jax import checkpoint
+    from defect_jax.devices import AXIS
+    from defect_jax.methods import make_method
+
+    config = our_config(model, precision)
+    method = make_method(config)
+    state = jax.eval_shape(method.init, jax.random.PRNGKey(0), checkpoint.example_batch(config))
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            (1, config.train.batch_size, *leaf.shape[1:]), leaf.dtype
+        ),
+        checkpoint.example_batch(config),
+    )
+    step = jax.pmap(
+        method.phases[0].train_step,
+        axis_name=AXIS,
+        in_axes=(None, 0),
+        out_axes=None,
+        devices=jax.local_devices()[:1],
+    )
+    return step.lower(state, batch).compile().cost_analysis()["flops"]
+
+
+def matrix_rate(precision: str) -> float:
+    """Floating-point operations a second of a product of two large matrices."""
+    import jax
+    import jax.numpy as jnp
+
+    size = 4096 if jax.default_backend() == "cpu" else 16384
+    a = jnp.ones((size, size), precision)
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(a, a))
+    times = [repeat(1, lambda: jax.block_until_ready(product(a, a))) for _ in range(5)]
+    return 2 * size**3 / min(times)
+
+
+# ---------------------------------------------------------------------------------- PyTorch
+
+
+def torch_networks() -> dict[str, Callable[[], Any]]:
+    """`BergmannNet` and `UNet(width=32)` of defect_jax, written for PyTorch."""
+    import torch
+    from torch import nn
+
+    class Block(nn.Sequential):
+        def __init__(self, inputs: int, outputs: int):
+            layers: list[nn.Module] = []
+            for channels in (inputs, outputs):
+                layers += [
+                    nn.Conv2d(channels, outputs, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(outputs),
+                    nn.ReLU(inplace=True),
+                ]
+            super().__init__(*layers)
+
+    class UNet(nn.Module):
+        def __init__(self, width: int = 32, depth: int = 4):
+            super().__init__()
+            sizes = [width * 2**level for level in range(depth + 1)]
+            self.down = nn.ModuleList(map(Block, [3, *sizes[:-1]], sizes))
+            self.up = nn.ModuleList(nn.ConvTranspose2d(2 * size, size, 2, 2) for size in sizes[:-1])
+            self.merge = nn.ModuleList(Block(2 * size, size) for size in sizes[:-1])
+            self.last = nn.Conv2d(width, 2, 1)
+
+        def forward(self, x):
+            skips = []
+            for block in self.down[:-1]:
+                skips.append(block(x))
+                x = nn.functional.max_pool2d(skips[-1], 2)
+            x = self.down[-1](x)
+            for skip, up, merge in zip(
+                skips[::-1], reversed(self.up), reversed(self.merge), strict=True
+            ):
+                x = merge(torch.cat([skip, up(x)], 1))
+            return self.last(x)
+
+    def bergmann() -> nn.Module:
+        from defect_jax.models.autoencoder import _BERGMANN
+
+        layers: list[nn.Module] = []
+        channels = 3
+        for features, size, stride in _BERGMANN:
+            layers += [nn.Conv2d(channels, features, size, stride, 1), nn.LeakyReLU(0.2, True)]
+            channels = features
+        layers += [nn.Conv2d(channels, 100, 8), nn.LeakyReLU(0.2, True)]
+        layers += [nn.ConvTranspose2d(100, channels, 8), nn.LeakyReLU(0.2, True)]
+        targets = [features for features, _, _ in _BERGMANN[:-1]]
+        for features, (_, size, stride) in zip(targets[::-1], _BERGMANN[:0:-1], strict=True):
+            layers += [nn.ConvTranspose2d(channels, features, size, stride, 1)]
+            layers += [nn.LeakyReLU(0.2, True)]
+            channels = features
+        return nn.Sequential(*layers, nn.ConvTranspose2d(channels, 3, 4, 2, 1), nn.Sigmoid())
+
+    return {"autoencoder": bergmann, "unet": UNet}
+
+
+def torch_ssim(x: Any, y: Any) -> Any:
+    """The map of 1 - SSIM, [B, H, W], as `losses.pixel.ssim_residual` computes it."""
+    import torch
+    from torch.nn import functional
+
+    taps = torch.exp(-0.5 * (torch.arange(-5, 6, device=x.device) / 1.5) ** 2)
+    taps = (taps / taps.sum()).to(x.dtype)
+    moments = torch.cat([x, y, x * x, y * y, x * y], 1)
+    channels = moments.shape[1]
+    moments = functional.pad(moments, (5, 5, 5, 5), mode="reflect")
+    for shape in ((1, 1, 11, 1), (1, 1, 1, 11)):
+        kernel = taps.view(shape).expand(channels, *shape[1:])
+        moments = functional.conv2d(moments, kernel, groups=channels)
+    mean_x, mean_y, xx, yy, xy = moments.chunk(5, 1)
+    luminance = (2 * mean_x * mean_y + 1e-4) / (mean_x**2 + mean_y**2 + 1e-4)
+    variances, covariance = xx + yy - mean_x**2 - mean_y**2, xy - mean_x * mean_y
+    return 1 - (luminance * (2 * covariance + 9e-4) / (variances + 9e-4)).mean(1)
+
+
+def torch_loader(model: str) -> Any:
+    """Batches without end, shuffled, with the flips and the lighting of our configs."""
+    import torch
+    from torch.utils import data
+
+    image, mask = draw_examples(model)
+    flips = model == "unet"
+    slope, bias = (0.2, 0.1) if flips else (0.05, 10 / 255)
+
+    class Examples(data.Dataset):
+        def __len__(self) -> int:
+            return len(image)
+
+        def __getitem__(self, number):
+            x = torch.from_numpy(image[number]).permute(2, 0, 1).float() / 255
+            y = torch.from_numpy(mask[number])
+            for axis in (1, 2) if flips else ():
+                if torch.rand(()) < 0.5:
+                    x, y = x.flip(axis), y.flip(axis - 1)
+            if torch.rand(()) < 0.5:
+                k, b = torch.rand(2) * 2 - 1
+                x = ((1 + slope * k) * x + bias * b).clamp(0, 1)
+            return x, y.long()
+
+    gpu = torch.cuda.is_available()
+    loader = data.DataLoader(
+        Examples(),
+        MODELS[model]["batch"],
+        shuffle=True,
+        drop_last=True,
+        num_workers=min(8, os.cpu_count() or 1),
+        persistent_workers=True,
+        pin_memory=gpu,
+    )
+    while True:
+        yield from loader
+
+
+def pytorch(model: str, channels_last: bool, compiled: bool) -> Measures:
+    import torch
+    from torch.nn import functional
+
+    settings = MODELS[model]
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    torch.backends.cudnn.benchmark = True
+    network = torch_networks()[model]().to(device, memory_format=layout)
+    check_parameters(model, network)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    forward = torch.compile(network) if compiled else network
+    image, mask = draw_examples(model)
+    x = torch.from_numpy(image).permute(0, 3, 1, 2).float() / 255
+    x = x.to(device).contiguous(memory_format=layout)
+    y = torch.from_numpy(mask).long().to(device)
+
+    def finish() -> None:
+        if gpu:
+            torch.cuda.synchronize()
+
+    def train(x: Any, y: Any) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=gpu):
+            output = forward(x)
+        output = output.float()
+        if model == "autoencoder":
+            loss = torch_ssim(x, output).mean()
+        else:
+            loss = functional.cross_entropy(output, y)
+        loss.backward()
+        optimizer.step()
+
+    def step() -> float:
+        network.train()
+        batch = settings["batch"]
+        train(x[:batch], y[:batch])
+        finish()
+
+        def steps() -> None:
+            for _ in range(settings["steps"]):
+                train(x[:batch], y[:batch])
+            finish()
+
+        return 1e3 * repeat(1, steps) / settings["steps"]
+
+    batches = torch_loader(model)
+
+    def loop() -> float:
+        network.train()
+        next(batches)
+
+        def steps() -> None:
+            for _ in range(2 * settings["steps"]):
+                images, masks = next(batches)
+                images = images.to(device, non_blocking=True, memory_format=layout)
+                train(images, masks.to(device, non_blocking=True))
+            finish()
+
+        return 2 * settings["steps"] * settings["batch"] / repeat(1, steps)
+
+    @torch.inference_mode()
+    def predict(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
+        x = x.contiguous(memory_format=layout)
+        with torch.autocast(device.type, torch.bfloat16, enabled=gpu):
+            output = forward(x)
+        output = output.float()
+        score_map = torch_ssim(x, output) if model == "autoencoder" else output[:, 1] - output[:, 0]
+        return score_map.amax((1, 2)).cpu().numpy(), score_map.cpu().numpy()
+
+    def latency(batch: int) -> float:
+        network.eval()
+        predict(image[:batch])
+        return repeat(settings["steps"], lambda: predict(image[:batch]))
+
+    def peak() -> float:
+        return torch.cuda.max_memory_allocated() / 2**30 if gpu else peak_gib()
+
+    return {
+        "train step": step,
+        "training loop": loop,
+        "prediction, batch 1": lambda: 1e3 * latency(1),
+        "prediction, batch 16": lambda: 16 / latency(16),
+        "peak memory": peak,
+    }
+
+
+def check_parameters(model: str, network: Any) -> None:
+    """Fails where the two networks differ in their number of parameters."""
+    expected = {"autoencoder": 1_050_599, "unet": 7_763_074}[model]
+    count = sum(parameter.numel() for parameter in network.parameters())
+    assert count == expected, f"{model} has {count} parameters in PyTorch, {expected} here"
+
+
+# ------------------------------------------------------------------------------- evaluation
+
+
+def draw_maps(count: int, size: int = 1024) -> Any:
+    """Score maps float32 [size, size] with their masks, one after another; every other is good."""
+    from scipy import ndimage
+
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        mask = np.zeros((size, size), np.uint8)
+        if number % 2:
+            for row, column in rng.integers(0, size - 100, (3, 2)):
+                mask[row : row + rng.integers(20, 100), column : column + rng.integers(20, 100)] = 1
+        noise = ndimage.zoom(rng.normal(size=(size // 16, size // 16)), 16, order=1)
+        fine = rng.normal(0, 0.1, (size, size))
+        yield (noise + fine + mask * rng.uniform(0.5, 2.5)).astype(np.float32), mask
+
+
+def our_evaluation(count: int) -> dict[str, float]:
+    """Pixel AUROC, AP and AUPRO by `metrics`, each with its bootstrapped interval."""
+    from defect_jax.metrics import PixelRanking, bootstrap_weights
+
+    total, seconds = None, 0.0
+    for number, (score_map, mask) in enumerate(draw_maps(count)):
+        start = time.perf_counter()
+        weights = bootstrap_weights(0, number, 200)
+        example = {"score_map": score_map, "mask": mask, "bootstrap": weights}
+        one = PixelRanking.from_example(example)
+        total = one if total is None else total.merge(one)
+        seconds += time.perf_counter() - start
+    assert total is not None
+    start = time.perf_counter()
+    results = {name: estimate.value for name, estimate in total.compute().items()}
+    seconds += time.perf_counter() - start
+    return results | {"seconds": seconds, "peak memory": peak_gib()}
+
+
+def reference_evaluation(count: int) -> dict[str, float]:
+    """scikit-learn's AUROC and AP, and AUPRO as MVTec's evaluation does it: every pixel sorted."""
+    from scipy import ndimage
+    from sklearn import metrics
+
+    maps, masks = zip(*draw_maps(count), strict=True)
+    scores, labels = np.stack(maps), np.stack(masks)
+    start = time.perf_counter()
+    results = {
+        "pixel_auroc": metrics.roc_auc_score(labels.ravel(), scores.ravel()),
+        "pixel_ap": metrics.average_precision_score(labels.ravel(), scores.ravel()),
+    }
+    # Each pixel adds its share to the false-positive rate or to its region's overlap.
+    false_positives = (labels == 0).astype(np.float64).ravel()
+    false_positives /= false_positives.sum()
+    overlaps = np.zeros(labels.shape)
+    regions = 0
+    for number, mask in enumerate(labels):
+        components, found = ndimage.label(mask, np.ones((3, 3)))
+        regions += found
+        for region in range(1, found + 1):
+            overlaps[number][components == region] = 1 / np.sum(components == region)
+    order = np.argsort(scores.ravel())[::-1]
+    rate = np.cumsum(false_positives[order])
+    overlap = np.cumsum(overlaps.ravel()[order]) / regions
+    for name, limit in (("aupro_30", 0.30), ("aupro_05", 0.05)):
+        inside = rate <= limit
+        x = np.append(rate[inside], limit)
+        y = np.append(overlap[inside], np.interp(limit, rate, overlap))
+        results[name] = np.trapezoid(y, x) / limit
+    return results | {"seconds": time.perf_counter() - start, "peak memory": peak_gib()}
+
+
+# ---------------------------------------------------------------------------------- running
+
+
+def serve(connection: Any, make: Callable[[], Any], memory: str, is_ours: bool) -> None:
+    """A contender's process: builds it, and measures what it is asked for."""
+    from defect_jax import runtime
+
+    if is_ours:
+        runtime.cache_compiled_programs()
+    if memory == "kept" or (is_ours and memory == "shipped"):
+        runtime.keep_freed_memory()
+    silence()
+    measures = make()
+    for row in iter(connection.recv, None):
+        connection.send(measures[row]())
+
+
+def silence() -> None:
+    """What a training run prints is not of interest here."""
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def start(make: Callable[[], Any], memory: str, is_ours: bool) -> Any:
+    """Starts a contender's process and returns the connection to it."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    if memory == "huge_pages":
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+    context.Process(target=serve, args=(there, make, memory, is_ours)).start()
+    os.environ.pop("GLIBC_TUNABLES", None)
+    there.close()
+    return here
+
+
+def ask(connection: Any, row: str) -> float:
+    connection.send(row)
+    return connection.recv()
+
+
+def contenders(model: str, gpu: bool) -> dict[str, tuple[Callable[[], Measures], bool]]:
+    """Name -> (how to build it, whether it is ours)."""
+    precision = "bfloat16" if gpu else "float32"
+    found: dict[str, tuple[Callable[[], Measures], bool]] = {
+        "defect_jax": (functools.partial(ours, model, precision), True),
+        "PyTorch": (functools.partial(pytorch, model, False, False), False),
+        "PyTorch channels_last": (functools.partial(pytorch, model, True, False), False),
+    }
+    if gpu:
+        compiled = functools.partial(pytorch, model, True, True)
+        found["PyTorch channels_last compiled"] = (compiled, False)
+    return found
+
+
+def compare(model: str, gpu: bool, memory: str, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Row -> contender -> what it measured in each round; the contenders take turns."""
+    connections = {
+        name: start(make, memory, is_ours)
+        for name, (make, is_ours) in contenders(model, gpu).items()
+    }
+    measured: dict[str, dict[str, list[float]]] = {row: {} for row in ROWS}
+    for row in ROWS:
+        for number in range(rounds + 1):
+            for name, connection in connections.items():
+                value = ask(connection, row)
+                if number:  # the first turn compiles and warms up
+                    measured[row].setdefault(name, []).append(value)
+        print_row(model, row, measured[row])
+    for connection in connections.values():
+        connection.send(None)
+    return measured
+
+
+def print_row(model: str, row: str, measured: dict[str, list[float]]) -> None:
+    unit, lower_is_better = ROWS[row]
+    medians = {name: statistics.median(values) for name, values in measured.items()}
+    words = [f"{model:12}{row:22}"]
+    for name, value in medians.items():
+        ratio = value / medians["defect_jax"]
+        ratio = ratio if lower_is_better else 1 / ratio
+        words.append(
+            f"{name} {value:.4g} {unit}" + ("" if name == "defect_jax" else f" x{ratio:.2f}")
+        )
+    print(" | ".join(words), flush=True)
+
+
+def counted(gpu: bool) -> Measures:
+    """FLOPs of a step of each network, and the rate of matrix products."""
+    precision = "bfloat16" if gpu else "float32"
+    measures: dict[str, Callable[[], float]] = {
+        model: functools.partial(our_flops, model, precision) for model in MODELS
+    }
+    return measures | {"matrix rate": functools.partial(matrix_rate, precision)}
+
+
+def evaluations() -> Any:
+    return {
+        "ours, 100 maps": functools.partial(our_evaluation, 100),
+        "ours, 50 maps": functools.partial(our_evaluation, 50),
+        "reference, 100 maps": functools.partial(reference_evaluation, 100),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=pathlib.Path, help="where to write all that was measured")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory", choices=MEMORY, default="shipped")
+    parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--no_evaluation", action="store_true", help="leave that row out")
+    options = parser.parse_args()
+    import torch
+
+    gpu = torch.cuda.is_available()
+    machine = torch.cuda.get_device_name() if gpu else f"{os.cpu_count()} CPU cores"
+    print(f"{machine}, {platform.platform()}, torch {torch.__version__}, memory {options.memory}")
+    print("x is how many times better defect_jax is", flush=True)
+    results: dict[str, Any] = {"machine": machine, "memory": options.memory}
+    counter = start(functools.partial(counted, gpu), options.memory, True)
+    rate = ask(counter, "matrix rate")
+    for model in options.models:
+        results[model] = compare(model, gpu, options.memory, options.rounds)
+        flops = ask(counter, model)
+        seconds = statistics.median(results[model]["train step"]["defect_jax"]) / 1e3
+        results[model] |= {"flops": flops, "matrix rate": rate}
+        print(
+            f"{model:12}{flops / 1e9:.1f} GFLOP a step, {flops / seconds / 1e9:.0f} GFLOP/s: "
+            f"{flops / seconds / rate:.0%} of the {rate / 1e9:.0f} of matrix products",
+            flush=True,
+        )
+    counter.send(None)
+    if not options.no_evaluation:
+        for name in evaluations():
+            # A process each, as the largest size of one never shrinks.
+            connection = start(evaluations, options.memory, True)
+            results[name] = ask(connection, name)
+            connection.send(None)
+            words = (f"{key} {value:.6g}" for key, value in results[name].items())
+            print(f"evaluation, {name}: {', '.join(words)}", flush=True)
+    if options.out:
+        options.out.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
