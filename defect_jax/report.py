@@ -60,7 +60,9 @@ class _NoEvents:
 def tensorboard(workdir: str | pathlib.Path) -> Iterator[Any]:
     """clu's writer of TensorBoard events into `workdir`; without TensorBoard, a silent one."""
     try:
-        from clu import metric_writers  # prints TensorFlow's greetings if it comes before `data`
+        # First, since clu imports TensorFlow too, with all that it prints.
+        from defect_jax.data import tensorflow_quietly  # noqa: F401, I001
+        from clu import metric_writers
     except ImportError as error:
         print(f"no TensorBoard events: {error}", flush=True)
         yield _NoEvents()

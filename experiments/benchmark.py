@@ -270,39 +270,46 @@ def torch_ssim(x: Any, y: Any) -> Any:
     return 1 - (luminance * (2 * covariance + 9e-4) / (variances + 9e-4)).mean(1)
 
 
+class TorchExamples:
+    """A dataset for PyTorch's DataLoader, with the flips and the lighting of our configs."""
+
+    def __init__(self, model: str):
+        self.image, self.mask = draw_examples(model)
+        self.flips = model == "unet"
+        self.slope, self.bias = (0.2, 0.1) if self.flips else (0.05, 10 / 255)
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, number: int) -> tuple[Any, Any]:
+        import torch
+
+        x = torch.from_numpy(self.image[number]).permute(2, 0, 1).float() / 255
+        y = torch.from_numpy(self.mask[number])
+        for axis in (1, 2) if self.flips else ():
+            if torch.rand(()) < 0.5:
+                x, y = x.flip(axis), y.flip(axis - 1)
+        if torch.rand(()) < 0.5:
+            k, b = torch.rand(2) * 2 - 1
+            x = ((1 + self.slope * k) * x + self.bias * b).clamp(0, 1)
+        return x, y.long()
+
+
 def torch_loader(model: str) -> Any:
-    """Batches without end, shuffled, with the flips and the lighting of our configs."""
+    """Batches without end, shuffled."""
     import torch
     from torch.utils import data
 
-    image, mask = draw_examples(model)
-    flips = model == "unet"
-    slope, bias = (0.2, 0.1) if flips else (0.05, 10 / 255)
-
-    class Examples(data.Dataset):
-        def __len__(self) -> int:
-            return len(image)
-
-        def __getitem__(self, number):
-            x = torch.from_numpy(image[number]).permute(2, 0, 1).float() / 255
-            y = torch.from_numpy(mask[number])
-            for axis in (1, 2) if flips else ():
-                if torch.rand(()) < 0.5:
-                    x, y = x.flip(axis), y.flip(axis - 1)
-            if torch.rand(()) < 0.5:
-                k, b = torch.rand(2) * 2 - 1
-                x = ((1 + slope * k) * x + bias * b).clamp(0, 1)
-            return x, y.long()
-
-    gpu = torch.cuda.is_available()
-    loader = data.DataLoader(
-        Examples(),
+    examples: Any = TorchExamples(model)  # has what DataLoader asks for
+    loader: Any = data.DataLoader(
+        examples,
         MODELS[model]["batch"],
         shuffle=True,
         drop_last=True,
         num_workers=min(8, os.cpu_count() or 1),
+        multiprocessing_context="spawn",  # a fork of a process with threads may hang
         persistent_workers=True,
-        pin_memory=gpu,
+        pin_memory=torch.cuda.is_available(),
     )
     while True:
         yield from loader

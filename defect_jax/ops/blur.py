@@ -11,21 +11,21 @@ _BLOCK = 64  # pixels, at most
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def blur(x: jax.Array, sigma: float, radius: int) -> jax.Array:
-    """Blurs images along height and width.
+    """Blurs along the last two axes, height and width.
 
     The image continues beyond its border as its mirror image, the last pixel repeated (d c b a |
     a b c d | d c b a): SciPy's `mode='reflect'`, NumPy's 'symmetric'. With this border and
     symmetric weights the blur is its own adjoint, so its gradient is a blur.
 
     Args:
-        x: [B, H, W] or [B, H, W, C] float32.
+        x: [..., H, W] float32.
         sigma: standard deviation of the Gaussian in pixels, above 0.
         radius: the window reaches this many pixels to each side and sums to 1.
 
     Returns:
         The shape of `x`.
     """
-    for axis in (1, 2):
+    for axis in (-1, -2):
         x = _blur_along(x, axis, sigma, radius)
     return x
 
@@ -43,10 +43,10 @@ blur.defvjp(_blur_fwd, _blur_bwd)
 
 
 def gaussian_blur(x: jax.Array, sigma: float) -> jax.Array:
-    """Computes `scipy.ndimage.gaussian_filter(mode='reflect', truncate=4)` of each channel.
+    """Computes `scipy.ndimage.gaussian_filter(mode='reflect', truncate=4)` along the last two axes.
 
     Args:
-        x: [B, H, W] or [B, H, W, C] float32.
+        x: [..., H, W] float32.
         sigma: standard deviation in pixels, above 0.
 
     Returns:
@@ -62,6 +62,7 @@ def _blur_along(x: jax.Array, axis: int, sigma: float, radius: int) -> jax.Array
     its result is read; a product it computes once. Blocks keep the cost of a pixel the same in
     images of any size.
     """
+    axis += x.ndim
     size = x.shape[axis]
     count = -(-size // _BLOCK)
     block = -(-size // count)
@@ -70,21 +71,19 @@ def _blur_along(x: jax.Array, axis: int, sigma: float, radius: int) -> jax.Array
     x = jnp.pad(x, beyond, mode="symmetric")
     beyond[axis] = (0, count * block - size)
     x = jnp.pad(x, beyond)
+    starts = range(0, count * block, block)
     blocks = jnp.stack(
-        [
-            jax.lax.slice_in_dim(x, start, start + block + 2 * radius, axis=axis)
-            for start in range(0, count * block, block)
-        ],
-        axis,
+        [jax.lax.slice_in_dim(x, i, i + block + 2 * radius, axis=axis) for i in starts], axis
     )
     # Full float32 also where a backend would round factors to fewer bits: the variances of SSIM
     # are small differences of blurred squares.
-    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     matrix = _banded(block, sigma, radius)
-    if axis == 1:
-        y = product("ij,bnj...->bni...", matrix, blocks)
+    if axis == x.ndim - 1:
+        y = product(blocks, matrix.T)
     else:
-        y = product("ij,bhnj...->bhni...", matrix, blocks)
+        # A matrix for each block, since XLA would transpose the blocks to multiply all by one.
+        y = product(jnp.broadcast_to(matrix, (*blocks.shape[:-2], *matrix.shape)), blocks)
     y = y.reshape(*x.shape[:axis], count * block, *x.shape[axis + 1 :])
     return jax.lax.slice_in_dim(y, 0, size, axis=axis)
 

@@ -32,16 +32,16 @@ def ssim(
     Returns:
         [B, H, W] in [-1, 1], the mean over channels; 1 where windows are identical.
     """
+    x, y = (jnp.moveaxis(image, -1, 1) for image in (x, y))  # [B, C, H, W], as `blur` takes it
     # A shift leaves variances alone, and about the mean their squares lose least to rounding.
-    shift_x, shift_y = (jnp.mean(image, axis=(1, 2), keepdims=True) for image in (x, y))
+    shift_x, shift_y = (jnp.mean(image, axis=(2, 3), keepdims=True) for image in (x, y))
     u, v = x - shift_x, y - shift_y
     # The variances enter only as their sum, so four moments are enough.
     moments = jnp.stack([u, v, u * u + v * v, u * v])
-    blurred = blur.blur(moments.reshape(-1, *x.shape[1:]), sigma, window // 2)
-    mean_u, mean_v, squares, product = blurred.reshape(4, *x.shape)
+    mean_u, mean_v, squares, product = blur.blur(moments, sigma, window // 2)
     variances = squares - mean_u * mean_u - mean_v * mean_v
     covariance = product - mean_u * mean_v
     mean_x, mean_y = mean_u + shift_x, mean_v + shift_y
     luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
     structure = (2 * covariance + c2) / (variances + c2)
-    return jnp.mean(luminance * structure, axis=-1)
+    return jnp.mean(luminance * structure, axis=1)
