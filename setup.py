@@ -46,6 +46,7 @@ setuptools.setup(
             "scikit-image>=0.25.0",
             "scikit-learn>=1.6.0",
         ],
+        "bench": ["scikit-learn>=1.6.0", "torch>=2.7.0"],
         "gpu": ["jax[cuda12]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],
         "notebook": ["ipykernel>=6.29.0", "jupyterlab>=4.3.0"],

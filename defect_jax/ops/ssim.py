@@ -37,8 +37,9 @@ def ssim(
     shift_x, shift_y = (jnp.mean(image, axis=(2, 3), keepdims=True) for image in (x, y))
     u, v = x - shift_x, y - shift_y
     # The variances enter only as their sum, so four moments are enough.
-    moments = jnp.stack([u, v, u * u + v * v, u * v])
-    mean_u, mean_v, squares, product = blur.blur(moments, sigma, window // 2)
+    mean_u, mean_v, squares, product = (
+        blur.blur(moment, sigma, window // 2) for moment in (u, v, u * u + v * v, u * v)
+    )
     variances = squares - mean_u * mean_u - mean_v * mean_v
     covariance = product - mean_u * mean_v
     mean_x, mean_y = mean_u + shift_x, mean_v + shift_y
