@@ -6,8 +6,8 @@
 Each contender lives in a process of its own; they take turns, and what is reported is the median
 over the rounds and its ratio. On a CPU all compute in float32; on a GPU in bfloat16, and PyTorch
 also with `torch.compile`. `--memory` says how the processes allocate on a CPU: 'shipped' as each
-does for its users, 'huge_pages' both with glibc's tunable for them, 'kept' both keeping freed
-memory as `defect_jax.runtime` does.
+does for its users, 'huge_pages' both with glibc's tunable for them, 'kept' PyTorch too keeping
+freed memory as `defect_jax.runtime` makes our processes do.
 """
 
 import argparse
@@ -482,7 +482,7 @@ def serve(connection: Any, make: Callable[[], Any], memory: str, is_ours: bool) 
 
     if is_ours:
         runtime.cache_compiled_programs()
-    if memory == "kept" or (is_ours and memory == "shipped"):
+    if is_ours or memory == "kept":
         runtime.keep_freed_memory()
     silence()
     measures = make()

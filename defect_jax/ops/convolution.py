@@ -122,29 +122,49 @@ def kernel_gradient(x: jax.Array, y: jax.Array, size: Pair, strides: Pair, pads:
         return phases.transpose(0, 2, 1, 3, 4, 5).reshape(m * s, n * t, c, d)[: size[0], : size[1]]
     if size == (1, 1) and pads == _UNPADDED:
         return jnp.einsum("bhwc,bhwd->cd", x, y)[None, None]
-    return _kernel_gradient_by_rows(x, y, size, pads)
+    if c <= d:
+        return _correlate_rows(x, y, size, pads).transpose(2, 0, 1, 3)
+    # The other way round, y moves over x, and every tap is where its opposite was.
+    (kh, kw), ((top, bottom), (left, right)) = size, pads
+    opposite = ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right))
+    return _correlate_rows(y, x, size, opposite)[::-1, :, ::-1].transpose(2, 0, 3, 1)
 
 
-def _kernel_gradient_by_rows(x: jax.Array, y: jax.Array, size: Pair, pads: Pads) -> jax.Array:
-    """The kernel gradient at stride 1, as a convolution along H whose channels are pixels of rows.
+def _correlate_rows(moving: jax.Array, fixed: jax.Array, size: Pair, pads: Pads) -> jax.Array:
+    """All channels of one array, moved about, times all of another, summed over pixels and images.
 
-    The taps along W are copies of `x` shifted along W, stacked; those along H are what the
-    convolution yields. XLA's own form has as many channels as there are images, which is few.
+    This is a convolution along H whose channels are the pixels of rows, where XLA's own form has
+    as many channels as there are images, which is few. It yields the taps along H; those along W
+    are copies of `moving`, stacked, so that should be the array with fewer channels.
+
+    Args:
+        moving: [B, H, W, C], which `pads` brings to kh - 1 rows and kw - 1 columns more than:
+        fixed: [B, h, w, D].
+        size: (kh, kw).
+        pads: zeros (before, after) H and W of `moving`.
+
+    Returns:
+        [kw, C, kh, D].
     """
-    (kh, kw), c, d = size, x.shape[-1], y.shape[-1]
-    left, right = pads[1]
+    (kh, kw), c, d = size, moving.shape[-1], fixed.shape[-1]
+    (top, bottom), (left, right) = pads
     # In a loop over images, since XLA would merge the transposition into the copies below and
     # read strided memory for each of them.
-    x = lax.map(lambda image: image.transpose(2, 0, 1), x).transpose(1, 2, 0, 3)  # [C, H, B, W]
-    zero = jnp.zeros((), x.dtype)
-    shifts = [((0, 0, 0),) * 3 + ((left - j, right + j - (kw - 1), 0),) for j in range(kw)]
-    shifted = jnp.concatenate([lax.pad(x, zero, shift) for shift in shifts])  # [kw * C, H, B, w]
-    rows = shifted.reshape(kw * c, x.shape[1], -1)
-    y = y.transpose(1, 0, 2, 3).reshape(y.shape[1], -1, d)  # [h, B * w, D]
+    moving = lax.map(lambda image: image.transpose(2, 0, 1), moving)
+    moving = moving.transpose(1, 2, 0, 3)  # [C, H, B, W]
+    zero = jnp.zeros((), moving.dtype)
+    # Rows are padded here too: with pads of its own XLA's convolution may fall to naive loops.
+    shifts = [
+        ((0, 0, 0), (top, bottom, 0), (0, 0, 0), (left - j, right + j - (kw - 1), 0))
+        for j in range(kw)
+    ]
+    copies = jnp.concatenate([lax.pad(moving, zero, shift) for shift in shifts])
+    rows = copies.reshape(kw * c, copies.shape[1], -1)  # [kw * C, h + kh - 1, B * w]
+    fixed = fixed.transpose(1, 0, 2, 3).reshape(fixed.shape[1], -1, d)  # [h, B * w, D]
     taps = lax.conv_general_dilated(
-        rows, y, (1,), (pads[0],), dimension_numbers=("NHC", "HIO", "NHC")
+        rows, fixed, (1,), ((0, 0),), dimension_numbers=("NHC", "HIO", "NHC")
     )
-    return taps.reshape(kw, c, kh, d).transpose(2, 0, 1, 3)
+    return taps.reshape(kw, c, kh, d)
 
 
 def _convolve_fwd(x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads):
