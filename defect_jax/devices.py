@@ -1,12 +1,12 @@
 """Where arrays lie on this host's devices."""
 
+import os
+import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-from defect_jax.data.pipeline import host_bytes
 
 AXIS = "batch"
 
@@ -27,11 +27,17 @@ def spread(tree: Any) -> Any:
 
 def memory_bytes() -> int:
     """The memory of each local device in bytes; of a CPU, its share of the host's."""
-    device = jax.local_devices()[0]
-    statistics = device.memory_stats() if device.platform != "cpu" else None
-    if statistics is not None and "bytes_limit" in statistics:
-        return statistics["bytes_limit"]
-    return host_bytes() // jax.local_device_count()
+    statistics = jax.local_devices()[0].memory_stats() or {}  # a CPU has none
+    return statistics.get("bytes_limit", host_bytes() // jax.local_device_count())
+
+
+def host_bytes() -> int:
+    """The host's memory in bytes, or what its container may use of it."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = pathlib.Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and limit.read_text().strip().isdigit():
+        return min(memory, int(limit.read_text()))
+    return memory
 
 
 def _mesh() -> Mesh:

@@ -93,13 +93,10 @@ class Reporter:
     """Gathers the metrics of every step and reports their means.
 
     Metrics stay on the device until they are reported, so that steps are dispatched ahead.
-
-    Attributes:
-        seconds_per_step: of the steps that were last waited for; None before it is known.
     """
 
     def __init__(self, writers: list[Any], batch_size: int, num_steps: int, log_every: int):
-        self.seconds_per_step: float | None = None
+        self._seconds_per_step: float | None = None  # of the steps last waited for
         self._writers = writers
         self._batch_size = batch_size
         self._num_steps = num_steps
@@ -107,9 +104,19 @@ class Reporter:
         self._pending: list[tuple[Metrics, int]] = []
         self._unwritten: list[dict[str, np.ndarray]] = []
         self._running = 0  # steps that were dispatched and not waited for
-        self._finished = 0.0  # when the last steps waited for were done; 0 before there are any
+        self._finished = 0.0  # when those were done; 0 before the first steps of a phase
         self._since = 0.0
         self._timed_steps = 0
+
+    def start_phase(self) -> None:
+        """Forgets how long steps take, as those that follow are others."""
+        self._seconds_per_step, self._finished = None, 0.0
+
+    def steps_within(self, seconds: float) -> int:
+        """How many steps take so long, by the last ones; 1 while that is unknown."""
+        if not self._seconds_per_step:
+            return 1
+        return max(1, int(seconds / self._seconds_per_step))
 
     def add(self, step: int, metrics: Metrics, count: int) -> None:
         """Takes the metrics [K] of the `count` steps that brought the state to `step`."""
@@ -118,7 +125,7 @@ class Reporter:
         self._pending.append((metrics, count))
         self._running = count
         if not self._finished:
-            # The first step compiles for seconds or minutes; rates are measured after it.
+            # A phase's first step compiles for seconds or minutes; rates are measured after it.
             jax.block_until_ready(metrics)
             self._running, self._finished = 0, time.monotonic()
             self._since = self._finished
@@ -132,7 +139,7 @@ class Reporter:
         if self._running:
             jax.block_until_ready(self._pending[-1])
             before, self._finished = self._finished, time.monotonic()
-            self.seconds_per_step = (self._finished - before) / self._running
+            self._seconds_per_step = (self._finished - before) / self._running
             self._running = 0
 
     def check(self, step: int) -> None:

@@ -15,7 +15,6 @@ from clu import parameter_overview
 
 from defect_jax import checkpoint, devices, report, visualize
 from defect_jax.data import datasets, pipeline
-from defect_jax.data.examples import Examples
 from defect_jax.devices import AXIS
 from defect_jax.errors import UserError
 from defect_jax.method import Batch, Method, Metrics, Phase, State
@@ -172,10 +171,11 @@ def _run_phases(
     checkpoints: ocp.CheckpointManager,
 ) -> State:
     examples = datasets.load_split(config, "train")
-    cache = pipeline.choose_cache(config.data, len(examples), devices.memory_bytes())
-    resident = None
-    if cache == "device":
-        resident = devices.replicate(pipeline.decode_all(config.data, examples))
+    cache = pipeline.choose_cache(
+        config.data, len(examples), devices.memory_bytes(), devices.host_bytes()
+    )
+    arrays = None if cache == "none" else pipeline.decode_all(config.data, examples)
+    resident = devices.replicate(arrays) if cache == "device" else None
     for phase, last in zip(method.phases, phase_ends(config, method), strict=True):
         first = int(state.step)
         if first < last:
@@ -187,7 +187,8 @@ def _run_phases(
                 (jax.process_index(), jax.process_count()),
             )
             if resident is None:
-                calls = _streamed_calls(config, examples, cache, order)
+                batches = pipeline.train_batches(config.data, examples, arrays, order[0])
+                calls = _streamed_calls(batches, order)
             else:
                 calls = _resident_calls(config, resident, order, first, reporter)
             run = parallel_steps(phase, resident is not None)
@@ -205,16 +206,12 @@ class _Call(NamedTuple):
 
 
 def _streamed_calls(
-    config: ml_collections.ConfigDict,
-    examples: Examples,
-    cache: str,
-    order: tuple[np.ndarray, np.ndarray],
+    batches: Iterator[pipeline.HostBatch], order: tuple[np.ndarray, np.ndarray]
 ) -> Iterator[_Call]:
     """One step a call, its batch sent along."""
     numbers, places = order
     all_of_batch = shard(np.arange(numbers.shape[1], dtype=np.int32)[None], axis=1)
     all_of_batch -= all_of_batch[:, :, :1]  # each device counts its own part of the batch
-    batches = pipeline.train_batches(config.data, examples, cache, numbers)
     for batch, row in zip(batches, places, strict=True):
         yield _Call(shard(batch), all_of_batch, shard(row[None], axis=1), 1)
 
@@ -230,16 +227,14 @@ def _resident_calls(
 
     All calls have arrays of one size, so that they are one program.
     """
-    most = config.train.log_every
-    padded = [np.pad(rows, ((0, most), (0, 0))) for rows in order]
     step, last = first, first + len(order[0])
+    periods = (config.train.log_every, config.train.checkpoint_every)
+    most = min(*periods, last - first)
+    padded = [np.pad(rows, ((0, most), (0, 0))) for rows in order]
     while step < last:
-        ends = [step - step % every + every for every in (most, config.train.checkpoint_every)]
-        count = min(last, *ends) - step
-        if reporter.seconds_per_step is None:
-            count = 1
-        else:
-            count = min(count, max(1, int(_SECONDS_A_CALL / reporter.seconds_per_step)))
+        count = min(last, *(step - step % period + period for period in periods)) - step
+        if jax.process_count() == 1:  # hosts must agree, and their clocks do not
+            count = min(count, reporter.steps_within(_SECONDS_A_CALL))
         window = slice(step - first, step - first + most)
         numbers, places = (shard(rows[window], axis=1) for rows in padded)
         yield _Call(resident, numbers, places, count)
@@ -256,11 +251,12 @@ def _run_phase(
     reporter: report.Reporter,
     checkpoints: ocp.CheckpointManager,
 ) -> State:
+    reporter.start_phase()
     step = int(state.step)
     for number, call in enumerate(calls):
         step += call.num_steps
-        # By the third call everything is compiled and a call is about a second long.
-        with report.trace(config.profile and number == 2, checkpoints.directory.parent) as wait:
+        # By the fourth call the steps have been timed, so it is about a second long.
+        with report.trace(config.profile and number == 3, checkpoints.directory.parent) as wait:
             state, metrics = wait(run(state, *call))
         reporter.add(step, metrics, call.num_steps)
         if step == last:

@@ -11,13 +11,13 @@ freed memory as `defect_jax.runtime` makes our processes do.
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import multiprocessing
 import os
 import pathlib
 import platform
-import resource
 import statistics
 import sys
 import tempfile
@@ -29,11 +29,13 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-# Settings of the two networks: image size, batch, examples of the training set, steps a turn.
+# Settings of the two networks: image size, batch, examples of the training set, steps a turn (on a
+# CPU; on a GPU _GPU_FACTOR times as many).
 MODELS = {
     "autoencoder": {"size": 128, "batch": 16, "examples": 256, "steps": 16},
     "unet": {"size": 256, "batch": 4, "examples": 32, "steps": 4},
 }
+_GPU_FACTOR = 32
 MEMORY = ("shipped", "huge_pages", "kept")
 # What is measured: name -> (unit, whether a lower figure is better).
 ROWS = {
@@ -46,6 +48,10 @@ ROWS = {
 Measures = Mapping[str, Callable[[], float]]
 
 
+def steps_a_turn(model: str, gpu: bool) -> int:
+    return MODELS[model]["steps"] * (_GPU_FACTOR if gpu else 1)
+
+
 def draw_examples(model: str) -> tuple[np.ndarray, np.ndarray]:
     """Smooth random images uint8 [N, S, S, 3] and masks uint8 [N, S, S]."""
     rng = np.random.default_rng(0)
@@ -56,8 +62,9 @@ def draw_examples(model: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def peak_gib() -> float:
-    """The largest resident size of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    """The largest resident size of this process so far, without what it was started by."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
 
 def repeat(count: int, work: Callable[[], Any]) -> float:
@@ -96,7 +103,8 @@ def ours(model: str, precision: str) -> Measures:
     from defect_jax.methods import make_method
     from defect_jax.report import read_metrics
 
-    config, settings = our_config(model, precision), MODELS[model]
+    config, batch_size = our_config(model, precision), MODELS[model]["batch"]
+    num_steps = steps_a_turn(model, jax.default_backend() == "gpu")
     image, mask = draw_examples(model)
     method = make_method(config)
     state = jax.jit(method.init)(jax.random.PRNGKey(0), checkpoint.example_batch(config))
@@ -104,9 +112,7 @@ def ours(model: str, precision: str) -> Measures:
     label = np.zeros(len(image), np.int32)
     resident = devices.replicate({"image": image, "mask": mask, "label": label})
     take_steps = train.parallel_steps(method.phases[0], resident=True)
-    numbers = np.random.default_rng(0).integers(
-        0, len(image), (settings["steps"], settings["batch"]), np.int32
-    )
+    numbers = np.random.default_rng(0).integers(0, len(image), (num_steps, batch_size), np.int32)
     order = train.shard(numbers, axis=1)
     predict = make_predict(method, state)
 
@@ -119,7 +125,7 @@ def ours(model: str, precision: str) -> Measures:
 
     def loop() -> float:
         """The rate of the program itself, by its own log, from the second line on."""
-        config.train.update(num_steps=3 * settings["steps"], log_every=settings["steps"])
+        config.train.update(num_steps=3 * num_steps, log_every=num_steps)
         with tempfile.TemporaryDirectory() as folder:
             config.data.root = f"{folder}/arrays.npz"
             np.savez(config.data.root, train_image=image, train_mask=mask, test_image=image[:1])
@@ -132,7 +138,7 @@ def ours(model: str, precision: str) -> Measures:
     def latency(batch: int) -> float:
         part = {"image": image[:batch]}
         predict(part)
-        return repeat(settings["steps"], lambda: predict(part))
+        return repeat(num_steps, lambda: predict(part))
 
     return {
         "train step": step,
@@ -319,8 +325,9 @@ def pytorch(model: str, channels_last: bool, compiled: bool) -> Measures:
     import torch
     from torch.nn import functional
 
-    settings = MODELS[model]
+    batch_size = MODELS[model]["batch"]
     gpu = torch.cuda.is_available()
+    num_steps = steps_a_turn(model, gpu)
     device = torch.device("cuda" if gpu else "cpu")
     layout = torch.channels_last if channels_last else torch.contiguous_format
     torch.backends.cudnn.benchmark = True
@@ -350,16 +357,15 @@ def pytorch(model: str, channels_last: bool, compiled: bool) -> Measures:
 
     def step() -> float:
         network.train()
-        batch = settings["batch"]
-        train(x[:batch], y[:batch])
+        train(x[:batch_size], y[:batch_size])
         finish()
 
         def steps() -> None:
-            for _ in range(settings["steps"]):
-                train(x[:batch], y[:batch])
+            for _ in range(num_steps):
+                train(x[:batch_size], y[:batch_size])
             finish()
 
-        return 1e3 * repeat(1, steps) / settings["steps"]
+        return 1e3 * repeat(1, steps) / num_steps
 
     batches = torch_loader(model)
 
@@ -368,13 +374,13 @@ def pytorch(model: str, channels_last: bool, compiled: bool) -> Measures:
         next(batches)
 
         def steps() -> None:
-            for _ in range(2 * settings["steps"]):
+            for _ in range(2 * num_steps):
                 images, masks = next(batches)
                 images = images.to(device, non_blocking=True, memory_format=layout)
                 train(images, masks.to(device, non_blocking=True))
             finish()
 
-        return 2 * settings["steps"] * settings["batch"] / repeat(1, steps)
+        return 2 * num_steps * batch_size / repeat(1, steps)
 
     @torch.inference_mode()
     def predict(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -389,7 +395,7 @@ def pytorch(model: str, channels_last: bool, compiled: bool) -> Measures:
     def latency(batch: int) -> float:
         network.eval()
         predict(image[:batch])
-        return repeat(settings["steps"], lambda: predict(image[:batch]))
+        return repeat(num_steps, lambda: predict(image[:batch]))
 
     def peak() -> float:
         return torch.cuda.max_memory_allocated() / 2**30 if gpu else peak_gib()
@@ -486,8 +492,9 @@ def serve(connection: Any, make: Callable[[], Any], memory: str, is_ours: bool) 
         runtime.keep_freed_memory()
     silence()
     measures = make()
-    for row in iter(connection.recv, None):
-        connection.send(measures[row]())
+    with contextlib.suppress(EOFError):  # when the other end is closed
+        while True:
+            connection.send(measures[connection.recv()]())
 
 
 def silence() -> None:
@@ -504,6 +511,8 @@ def start(make: Callable[[], Any], memory: str, is_ours: bool) -> Any:
     here, there = context.Pipe()
     if memory == "huge_pages":
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+    # Several processes share a GPU; by default JAX takes three quarters of its memory.
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     context.Process(target=serve, args=(there, make, memory, is_ours)).start()
     os.environ.pop("GLIBC_TUNABLES", None)
     there.close()
@@ -536,29 +545,30 @@ def compare(model: str, gpu: bool, memory: str, rounds: int, rows: list[str]) ->
         for name, (make, is_ours) in contenders(model, gpu).items()
     }
     measured: dict[str, dict[str, list[float]]] = {row: {} for row in rows}
-    for row in rows:
-        for number in range(rounds + 1):
-            for name, connection in connections.items():
-                value = ask(connection, row)
-                if number:  # the first turn compiles and warms up
-                    measured[row].setdefault(name, []).append(value)
-        print_row(model, row, measured[row])
-    for connection in connections.values():
-        connection.send(None)
+    try:
+        for row in rows:
+            for number in range(rounds + 1):
+                for name, connection in connections.items():
+                    value = ask(connection, row)
+                    if number:  # the first turn compiles and warms up
+                        measured[row].setdefault(name, []).append(value)
+            print_row(model, row, measured[row])
+    finally:
+        for connection in connections.values():
+            connection.close()
     return measured
 
 
 def print_row(model: str, row: str, measured: dict[str, list[float]]) -> None:
     unit, lower_is_better = ROWS[row]
     medians = {name: statistics.median(values) for name, values in measured.items()}
-    words = [f"{model:12}{row:22}"]
+    words = [f"{model:12}{row:22}{unit:9}"]
     for name, value in medians.items():
         ratio = value / medians["defect_jax"]
         ratio = ratio if lower_is_better else 1 / ratio
-        words.append(
-            f"{name} {value:.4g} {unit}" + ("" if name == "defect_jax" else f" x{ratio:.2f}")
-        )
-    print(" | ".join(words), flush=True)
+        cell = f"{value:.4g}" if name == "defect_jax" else f"{value:.4g} (x{ratio:.2f})"
+        words.append(f"{cell:>{max(16, len(name))}}")
+    print("  ".join(words), flush=True)
 
 
 def counted(gpu: bool) -> Measures:
@@ -593,16 +603,18 @@ def main() -> None:
     gpu = torch.cuda.is_available()
     machine = torch.cuda.get_device_name() if gpu else f"{os.cpu_count()} CPU cores"
     print(f"{machine}, {platform.platform()}, torch {torch.__version__}, memory {options.memory}")
-    print("x is how many times better defect_jax is", flush=True)
+    print("x is how many times better defect_jax is")
+    names = (f"{name:>{max(16, len(name))}}" for name in contenders("unet", gpu))
+    print("  ".join([f"{'':43}", *names]), flush=True)
     results: dict[str, Any] = {"machine": machine, "memory": options.memory}
-    counter = start(functools.partial(counted, gpu), options.memory, True)
-    rate = ask(counter, "matrix rate")
     rows = [row for row in options.rows if row in ROWS]
     for model in options.models if rows else ():
         results[model] = compare(model, gpu, options.memory, options.rounds, rows)
         if "train step" not in rows:
             continue
-        flops = ask(counter, model)
+        counter = start(functools.partial(counted, gpu), options.memory, True)
+        rate, flops = ask(counter, "matrix rate"), ask(counter, model)
+        counter.close()
         seconds = statistics.median(results[model]["train step"]["defect_jax"]) / 1e3
         results[model] |= {"flops": flops, "matrix rate": rate}
         print(
@@ -610,13 +622,12 @@ def main() -> None:
             f"{flops / seconds / rate:.0%} of the {rate / 1e9:.0f} of matrix products",
             flush=True,
         )
-    counter.send(None)
     if "evaluation" in options.rows:
         for name in evaluations():
             # A process each, as the largest size of one never shrinks.
             connection = start(evaluations, options.memory, True)
             results[name] = ask(connection, name)
-            connection.send(None)
+            connection.close()
             words = (f"{key} {value:.6g}" for key, value in results[name].items())
             print(f"evaluation, {name}: {', '.join(words)}", flush=True)
     if options.out:

@@ -28,8 +28,11 @@ def export(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, i
     """Writes the training and the test split; returns how many images each has.
 
     Raises:
-        UserError: the file is there already, or the data is bad.
+        UserError: the file is there already, images are padded, or the data is bad.
     """
+    pipeline.check(config.data)
+    if config.data.fit != "resize":
+        raise UserError("arrays do not tell padding from image: set data.fit to resize")
     if path.exists():
         raise UserError(f"{path} is there already: remove it or choose another name")
     load = lookup(datasets.DATASETS, config.data.name, "data.name").load

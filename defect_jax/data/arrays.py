@@ -10,6 +10,7 @@ For each split, 'train' and 'test', the file holds
 
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Mapping
 
 import ml_collections
@@ -17,6 +18,11 @@ import numpy as np
 
 from defect_jax.data.examples import Examples
 from defect_jax.errors import UserError
+
+
+def categories(data: ml_collections.ConfigDict) -> list[str]:
+    """One: what `data.category` says, which only names the run; for 'all', the file's name."""
+    return [pathlib.Path(data.root).stem if data.category == "all" else data.category]
 
 
 def load(data: ml_collections.ConfigDict, split: str) -> Examples:
@@ -28,7 +34,8 @@ def load(data: ml_collections.ConfigDict, split: str) -> Examples:
         split: 'train' or 'test'.
 
     Raises:
-        UserError: no such file, no such split in it, or arrays of other shapes or types.
+        UserError: no such file, no such split in it, arrays of other shapes or types, or a class
+            that is not below `num_classes`.
     """
     path = pathlib.Path(data.root).expanduser()
     if not path.is_file():
@@ -37,7 +44,7 @@ def load(data: ml_collections.ConfigDict, split: str) -> Examples:
         with np.load(path) as file:
             prefix = f"{split}_"
             found = {k.removeprefix(prefix): file[k] for k in file if k.startswith(prefix)}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"cannot read {path} ({error}): expected an .npz file") from error
     if "image" not in found:
         raise UserError(f"{path} has no array {split}_image: put the {split} images there")
@@ -47,6 +54,9 @@ def load(data: ml_collections.ConfigDict, split: str) -> Examples:
     kinds = np.where(mask.any(axis=(1, 2)), "defect", "good")
     kinds = found.get("defect_type", kinds)
     names = found.get("filename", np.array([f"{split}/{n:06}" for n in range(len(image))]))
+    for name, values in (("defect_type", kinds), ("filename", names)):
+        if values.dtype.kind != "U":
+            raise UserError(f"{path}: {split}_{name} is {values.dtype}, expected strings")
     if not len(kinds) == len(names) == len(set(names.tolist())) == len(image):
         raise UserError(
             f"{path}: {len(image)} {split} images need as many {split}_defect_type and as many "
@@ -62,7 +72,7 @@ def save(path: pathlib.Path, splits: Mapping[str, Examples]) -> None:
         for name in ("image", "mask", "defect_type", "filename"):
             arrays[f"{split}_{name}"] = getattr(examples, name)
     partial = path.with_suffix(".partial.npz")
-    np.savez_compressed(partial, **arrays)
+    np.savez(partial, **arrays)
     partial.replace(path)
 
 
@@ -83,4 +93,9 @@ def _check(
         raise UserError(
             f"{path}: {split}_mask is {mask.dtype} {list(mask.shape)}, expected uint8 "
             f"{list(image.shape[:3])}, one for each image"
+        )
+    if mask.size and mask.max() >= data.num_classes:
+        raise UserError(
+            f"{path}: {split}_mask holds {mask.max()}, expected class ids below "
+            f"{data.num_classes} (data.num_classes), 0 for the background"
         )

@@ -66,7 +66,7 @@ DATASETS = {
     "mvtec": Dataset(_load_mvtec, _mvtec_categories, False),
     "bsdata": Dataset(_load_bsdata, lambda data: ["pitting"], True),
     "synthetic": Dataset(_load_synthetic, _synthetic_categories, False),
-    "arrays": Dataset(arrays.load, lambda data: [data.category], False),
+    "arrays": Dataset(arrays.load, arrays.categories, False),
 }
 
 
@@ -82,8 +82,8 @@ def categories(config: ml_collections.ConfigDict) -> list[str]:
 def draw_validation(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     """The file names of the training images to hold out for validation.
 
-    `config.data.validation_fraction` of them, at least one, drawn from `config.seed`. Empty
-    where the dataset has validation images of its own.
+    `config.data.validation_fraction` of the good ones, at least one, drawn from `config.seed`.
+    Empty where none is good, or the dataset has validation images of its own.
 
     Raises:
         UserError: a fraction outside (0, 1), or too few images to hold one out.
@@ -94,11 +94,14 @@ def draw_validation(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     fraction = config.data.validation_fraction
     if not 0 < fraction < 1:
         raise UserError(f"data.validation_fraction is {fraction}: it must lie between 0 and 1")
-    names = np.sort(dataset.load(config.data, "train").filename)
+    train = dataset.load(config.data, "train")
+    names = np.sort(train.filename[train.label == 0])
+    if not len(names):
+        return ()
     count = max(1, round(fraction * len(names)))
     if count >= len(names):
         raise UserError(
-            f"{config.data.name} '{config.data.category}' has {len(names)} training images: "
+            f"{config.data.name} '{config.data.category}' has {len(names)} good training images: "
             f"holding out {count} for validation leaves none"
         )
     return tuple(sorted(np.random.default_rng(config.seed).permutation(names)[:count].tolist()))
@@ -135,10 +138,10 @@ def check_splits(config: ml_collections.ConfigDict) -> str:
     Raises:
         UserError: no training or no test images, or bad files.
     """
-    for split in ("train", "test"):
-        if not len(load_split(config, split)):
-            raise UserError(f"{config.data.name} '{config.data.category}': no {split} images")
     train = load_split(config, "train")
+    for split, count in (("train", len(train)), ("test", len(load_split(config, "test")))):
+        if not count:
+            raise UserError(f"{config.data.name} '{config.data.category}': no {split} images")
     digest = hashlib.sha256()
     for name, image, mask in zip(train.filename, train.image, train.mask, strict=True):
         digest.update(repr((str(name), bytes(image), bytes(mask))).encode())

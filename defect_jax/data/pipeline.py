@@ -9,7 +9,6 @@ TensorFlow is imported when there is something to decode, and not before.
 """
 
 import io
-import os
 from collections.abc import Iterator
 
 import ml_collections
@@ -85,26 +84,28 @@ def train_order(
 
 
 def train_batches(
-    data: ml_collections.ConfigDict, examples: Examples, cache: str, numbers: np.ndarray
+    data: ml_collections.ConfigDict,
+    examples: Examples,
+    arrays: HostBatch | None,
+    numbers: np.ndarray,
 ) -> Iterator[HostBatch]:
     """The examples of each batch.
 
     Args:
         data: `config.data`.
         examples: N of them.
-        cache: 'memory' decodes them all first, 'none' each batch as it is taken.
+        arrays: what `decode_all` makes of them; None to decode each batch as it is taken.
         numbers: [steps, b], as `train_order` gives them.
 
     Yields:
         `image` uint8 [b, H, W, C], `mask` uint8 [b, H, W] and `label` int32 [b].
     """
-    if cache == "none":
-        for (image, mask), batch in zip(_decode(data, examples, numbers), numbers, strict=True):
-            yield {"image": image, "mask": mask, "label": examples.label[batch]}
-    else:
-        arrays = decode_all(data, examples)
+    if arrays is not None:
         for batch in numbers:
             yield {name: values[batch] for name, values in arrays.items()}
+        return
+    for (image, mask), batch in zip(_decode(data, examples, numbers), numbers, strict=True):
+        yield {"image": image, "mask": mask, "label": examples.label[batch].astype(np.int32)}
 
 
 def decode_all(data: ml_collections.ConfigDict, examples: Examples) -> HostBatch:
@@ -120,30 +121,37 @@ def decode_all(data: ml_collections.ConfigDict, examples: Examples) -> HostBatch
     return {"image": image, "mask": mask, "label": label}
 
 
-def choose_cache(data: ml_collections.ConfigDict, num_examples: int, device_bytes: int) -> str:
+def choose_cache(
+    data: ml_collections.ConfigDict, num_examples: int, device_bytes: int, host_bytes: int
+) -> str:
     """What `data.cache` 'auto' means for a split; any other value as it is.
 
     Args:
         data: reads `cache`, `image_size` and `channels`.
         num_examples: of the split.
         device_bytes: memory of each device.
+        host_bytes: memory of the host, where all images are decoded before they go to a device.
 
     Returns:
-        'device' where the decoded split fills at most a quarter of the device, else 'memory'
-        where it fills at most half of the host, else 'none'.
+        'none' where the decoded split fills more than half of the host, else 'device' where it
+        fills at most a quarter of the device, else 'memory'.
+
+    Raises:
+        UserError: 'device' was asked for, and the split is larger than the device.
     """
-    if data.cache != "auto":
-        return data.cache
     height, width = data.image_size
     needed = num_examples * height * width * (data.channels + 1)
-    if needed <= device_bytes / 4:
-        return "device"
-    return "memory" if needed <= host_bytes() / 2 else "none"
-
-
-def host_bytes() -> int:
-    """The host's memory in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if data.cache == "device" and needed > device_bytes:
+        raise UserError(
+            f"data.cache is 'device', but {num_examples} images of {height}x{width} take "
+            f"{needed / 2**30:.1f} GiB and the device has {device_bytes / 2**30:.1f}: "
+            "set it to auto"
+        )
+    if data.cache != "auto":
+        return data.cache
+    if needed > host_bytes / 2:
+        return "none"
+    return "device" if needed <= device_bytes / 4 else "memory"
 
 
 def eval_batches(
@@ -164,7 +172,7 @@ def eval_batches(
         yield {
             "image": image,
             "mask": mask,
-            "label": examples.label[batch],
+            "label": examples.label[batch].astype(np.int32),
             "index": place.astype(np.int32),
             "weight": (place < count).astype(np.float32),
         }

@@ -4,9 +4,10 @@ The three belong together: a transposed convolution is the adjoint, and the grad
 the other two. So there are three linear maps to make fast, and two `custom_vjp` rules that tie
 them together; the rules hold for gradients of gradients too.
 
-On a GPU or TPU each map is XLA's own. XLA's CPU backend is fast only where a convolution has
+XLA's CPU backend is fast only where a convolution has
 stride 1, no dilation and enough channels, so there each map is written in terms of such ones and
-of matrix products. What was measured is in experiments/RESULTS.md. Forms differ in rounding alone.
+of matrix products. Forms differ in rounding alone. What was measured is in experiments/RESULTS.md;
+on other backends nothing was yet, and each map is XLA's own.
 """
 
 import functools

@@ -11,7 +11,12 @@ from defect_jax.errors import UserError
 @pytest.fixture
 def data(tmp_path):
     return ml_collections.ConfigDict(
-        {"root": str(tmp_path / "parts.npz"), "image_size": (4, 6), "channels": 3}
+        {
+            "root": str(tmp_path / "parts.npz"),
+            "image_size": (4, 6),
+            "channels": 3,
+            "num_classes": 2,
+        }
     )
 
 
@@ -59,6 +64,8 @@ def test_what_is_saved_is_loaded(data, tmp_path):
         ({"train_image": IMAGES[:, :2]}, r"expected uint8 \[N, 4, 6, 3\]"),
         ({"train_image": IMAGES / 255}, "train_image is float64"),
         ({"train_image": IMAGES, "train_mask": np.zeros((4, 4, 6), np.uint8)}, "one for each"),
+        ({"train_image": IMAGES, "train_mask": np.full((5, 4, 6), 255, np.uint8)}, "holds 255"),
+        ({"train_image": IMAGES, "train_defect_type": np.array([b"good"] * 5)}, "expected strings"),
         ({"train_image": IMAGES, "train_filename": np.array(list("aabcd"))}, "4 and 5|5 and 4"),
     ],
 )
@@ -74,6 +81,26 @@ def test_a_damaged_file_is_named(data, content):
         file.write(content)
     with pytest.raises(UserError, match=r"cannot read .*parts.npz"):
         arrays.load(data, "train")
+
+
+def test_a_lone_array_or_a_damaged_member_is_named(data):
+    with open(data.root, "wb") as file:
+        np.save(file, IMAGES)
+    with pytest.raises(UserError, match=r"cannot read .*parts.npz"):
+        arrays.load(data, "train")
+    np.savez_compressed(data.root, train_image=IMAGES)
+    with open(data.root, "r+b") as file:
+        file.seek(150)
+        file.write(b"damage" * 10)
+    with pytest.raises(UserError, match=r"cannot read .*parts.npz"):
+        arrays.load(data, "train")
+
+
+def test_all_categories_of_a_file_are_one(data):
+    data.category = "all"
+    assert arrays.categories(data) == ["parts"]
+    data.category = "left side"
+    assert arrays.categories(data) == ["left side"]
 
 
 def test_a_missing_file_is_named(data):

@@ -68,7 +68,10 @@ def test_batches_hold_the_examples_of_the_order(config, constant_images, cache):
     numbers, places = pipeline.train_order(config, 10, 2, 6)
     np.testing.assert_array_equal(numbers, pipeline.batch_indices(config.seed, 10, 4, 2, 6))
     np.testing.assert_array_equal(places.ravel(), np.arange(8, 24))
-    batches = pipeline.train_batches(config.data, constant_images, cache, numbers)
+    arrays = None
+    if cache == "memory":
+        arrays = pipeline.decode_all(config.data, constant_images)
+    batches = pipeline.train_batches(config.data, constant_images, arrays, numbers)
     np.testing.assert_array_equal(values(batches), 10 * numbers)
 
 
@@ -85,14 +88,21 @@ def test_all_examples_decode_to_what_their_batches_hold(config, constant_images)
     assert everything["mask"].shape == (10, 8, 8) and everything["label"].dtype == np.int32
 
 
-def test_the_cache_is_chosen_by_size(config, monkeypatch):
-    monkeypatch.setattr(pipeline, "host_bytes", lambda: 20_000)
+def test_the_cache_is_chosen_by_size(config):
     one = 8 * 8 * 4  # bytes of an image and its mask
-    chosen = [pipeline.choose_cache(config.data, n, 40 * one) for n in (10, 11, 39, 40)]
+
+    def choose(number, data=config.data):
+        return pipeline.choose_cache(data, number, 40 * one, 80 * one)
+
+    chosen = [choose(number) for number in (10, 11, 40, 41)]
     assert chosen == ["device", "memory", "memory", "none"]
-    config = config.copy_and_resolve_references()
-    config.data.cache = "memory"
-    assert pipeline.choose_cache(config.data, 1, 40 * one) == "memory"
+    data = config.copy_and_resolve_references().data
+    data.cache = "memory"
+    assert choose(1, data) == "memory"
+    data.cache = "device"
+    assert choose(40, data) == "device"
+    with pytest.raises(UserError, match=r"data.cache is 'device', but 41 images of 8x8 take"):
+        choose(41, data)
 
 
 def test_evaluation_drops_no_image_and_weighs_padding_zero(config, constant_images):

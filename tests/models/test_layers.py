@@ -182,6 +182,50 @@ def test_batch_normalization_equals_flax(train):
     jax.tree.map(close, run(ours), run(theirs))
 
 
+def test_gradient_of_a_gradient_through_batch_normalization():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 4, 3))
+    ours, theirs = layers.BatchNorm(True), nn.BatchNorm(False, momentum=0.9, epsilon=1e-5)
+    params = {"scale": jnp.array([0.5, 1.0, 2.0]), "bias": jnp.array([0.0, -1.0, 3.0])}
+
+    def penalty(module):
+        def energy(x, params):
+            y, _ = module.apply({"params": params}, x, mutable=["batch_stats"])
+            return jnp.sum(jnp.tanh(y))
+
+        return jax.grad(lambda x, p: jnp.sum(jax.grad(energy)(x, p) ** 2), argnums=(0, 1))
+
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+    jax.tree.map(close, penalty(ours)(x, params), penalty(theirs)(x, params))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        layers.BatchNorm(True, dtype=jnp.bfloat16),
+        layers.Conv(8, (3, 3), dtype=jnp.bfloat16),
+        layers.ConvTranspose(8, (4, 4), (2, 2), dtype=jnp.bfloat16),
+    ],
+    ids=["BatchNorm", "Conv", "ConvTranspose"],
+)
+def test_gradients_in_bfloat16_are_those_in_float32_but_rounded(module):
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
+    params = module.init(jax.random.key(1), x)["params"]
+
+    def gradients(module):
+        def apply(params, x):
+            return module.apply({"params": params}, x, mutable=["batch_stats"])[0]
+
+        y, pull = jax.vjp(apply, params, x)
+        cotangent = jax.random.normal(jax.random.key(2), y.shape)
+        return pull(cotangent.astype(y.dtype))
+
+    def close(rounded, exact):
+        assert rounded.dtype == jnp.float32
+        np.testing.assert_allclose(rounded, exact, atol=0.02 * np.abs(exact).max())
+
+    jax.tree.map(close, gradients(module), gradients(module.clone(dtype=jnp.float32)))
+
+
 def test_gradients_of_batch_normalization_over_a_mapped_axis_are_those_of_the_whole_batch():
     x = jax.random.normal(jax.random.key(0), (8, 4, 4, 3)) + jnp.arange(8.0)[:, None, None, None]
     cotangent = jax.random.normal(jax.random.key(1), x.shape)
