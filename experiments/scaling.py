@@ -177,7 +177,7 @@ def draw(results: dict[str, dict[int, Point]], path: pathlib.Path) -> None:
         keys = list(results[name])
         for kind in ("training", "prediction"):
             axis.plot(keys, [results[name][key][kind] for key in keys], "o-", label=kind)
-        axis.set(xscale="log", yscale="log", xlabel=label, ylabel="images/s", xticks=keys)
+        axis.set(xscale="log", xlabel=label, ylabel="images/s")
         axis.set_xticks(keys, [str(key) for key in keys])
         axis.minorticks_off()
     keys = list(results["size"])
@@ -186,6 +186,9 @@ def draw(results: dict[str, dict[int, Point]], path: pathlib.Path) -> None:
         same = [first * (keys[0] / key) ** 2 for key in keys]
         label = "cost linear in pixels" if kind == "training" else ""
         axes[0].plot(keys, same, "k:", linewidth=1, label=label)
+    axes[0].set_yscale("log")
+    for axis in axes[1:3]:
+        axis.set_ylim(bottom=0)
     keys = list(results["evaluation"])
     seconds = [results["evaluation"][key]["seconds"] for key in keys]
     added = [results["evaluation"][key]["bytes"] / 2**20 for key in keys]
