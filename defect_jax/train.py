@@ -3,6 +3,7 @@
 import functools
 import itertools
 import pathlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -45,6 +46,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Sta
         if start == last_step:
             print(f"{workdir}: already trained to step {start}", flush=True)
             return state
+        began = time.monotonic()
         jsonl = report.JsonlWriter(workdir / "metrics.jsonl", start)
         with report.tensorboard(workdir) as events:
             reporter = report.Reporter(
@@ -55,6 +57,12 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Sta
             visualize.save(figure, workdir / "training.png")
             events.write_images(last_step, {"training": visualize.to_array(figure)[None]})
         jsonl.close()
+    seconds, steps = time.monotonic() - began, last_step - start
+    print(
+        f"{steps} steps in {seconds:.0f} s, compilation included: "
+        f"{steps * config.train.batch_size / seconds:.0f} images/s",
+        flush=True,
+    )
     return state
 
 
