@@ -95,57 +95,78 @@ def our_config(model: str, precision: str) -> Any:
     return config
 
 
-def ours(model: str, precision: str) -> Measures:
-    import jax
+class Ours:
+    """defect_jax on one network."""
 
-    from defect_jax import checkpoint, devices, run, train
-    from defect_jax.evaluate import make_predict
-    from defect_jax.methods import make_method
-    from defect_jax.report import read_metrics
+    def __init__(self, model: str, precision: str):
+        import jax
 
-    config, batch_size = our_config(model, precision), MODELS[model]["batch"]
-    num_steps = steps_a_turn(model, jax.default_backend() == "gpu")
-    image, mask = draw_examples(model)
-    method = make_method(config)
-    state = jax.jit(method.init)(jax.random.PRNGKey(0), checkpoint.example_batch(config))
-    state = devices.replicate(state)
-    label = np.zeros(len(image), np.int32)
-    resident = devices.replicate({"image": image, "mask": mask, "label": label})
-    take_steps = train.parallel_steps(method.phases[0], resident=True)
-    numbers = np.random.default_rng(0).integers(0, len(image), (num_steps, batch_size), np.int32)
-    order = train.shard(numbers, axis=1)
-    predict = make_predict(method, state)
+        from defect_jax import checkpoint, devices, train
+        from defect_jax.evaluate import make_predict
+        from defect_jax.methods import make_method
 
-    def step() -> float:
-        seconds = repeat(
-            1,
-            lambda: jax.block_until_ready(take_steps(state, resident, order, order, len(numbers))),
-        )
-        return 1e3 * seconds / len(numbers)
+        self.config = our_config(model, precision)
+        self.num_steps = steps_a_turn(model, jax.default_backend() == "gpu")
+        self.image, self.mask = draw_examples(model)
+        method = make_method(self.config)
+        state = jax.jit(method.init)(jax.random.PRNGKey(0), checkpoint.example_batch(self.config))
+        self.state = devices.replicate(state)
+        label = np.zeros(len(self.image), np.int32)
+        self.resident = devices.replicate({"image": self.image, "mask": self.mask, "label": label})
+        self.take_steps = train.parallel_steps(method.phases[0], resident=True)
+        shape = (self.num_steps, MODELS[model]["batch"])
+        numbers = np.random.default_rng(0).integers(0, len(self.image), shape, np.int32)
+        self.order = train.shard(numbers, axis=1)
+        self.predict = make_predict(method, self.state)
 
-    def loop() -> float:
+    def step(self) -> float:
+        import jax
+
+        start = time.perf_counter()
+        arguments = (self.state, self.resident, self.order, self.order, self.num_steps)
+        jax.block_until_ready(self.take_steps(*arguments))
+        return 1e3 * (time.perf_counter() - start) / self.num_steps
+
+    def loop(self) -> float:
         """The rate of the program itself, by its own log, from the second line on."""
-        config.train.update(num_steps=3 * num_steps, log_every=num_steps)
+        from defect_jax import run, train
+        from defect_jax.report import read_metrics
+
+        config = self.config
+        config.train.update(num_steps=3 * self.num_steps, log_every=self.num_steps)
         with tempfile.TemporaryDirectory() as folder:
             config.data.root = f"{folder}/arrays.npz"
-            np.savez(config.data.root, train_image=image, train_mask=mask, test_image=image[:1])
+            np.savez(
+                config.data.root,
+                train_image=self.image,
+                train_mask=self.mask,
+                test_image=self.image[:1],
+            )
             workdir = pathlib.Path(folder) / "run"
             opened = run.open_run(config, workdir, "train")
             train.train(opened, workdir)
             rates = [row["images_per_second"] for row in read_metrics(workdir / "metrics.jsonl")]
         return statistics.harmonic_mean(rates[1:])
 
-    def latency(batch: int) -> float:
-        part = {"image": image[:batch]}
-        predict(part)
-        return repeat(num_steps, lambda: predict(part))
+    def latency(self, batch: int) -> float:
+        part = {"image": self.image[:batch]}
+        self.predict(part)
+        return repeat(self.num_steps, lambda: self.predict(part))
 
+
+def ours(model: str, precision: str) -> Measures:
+    contender = Ours(model, precision)
+    return measures_of(contender, device_or_host_gib)
+
+
+def measures_of(contender: Any, peak: Callable[[], float]) -> Measures:
+    """What each row of the table asks of a contender."""
     return {
-        "train step": step,
-        "training loop": loop,
-        "prediction, batch 1": lambda: 1e3 * latency(1),
-        "prediction, batch 16": lambda: 16 / latency(16),
-        "peak memory": device_or_host_gib,
+        "train step": contender.step,
+        "training loop": contender.loop,
+        "prediction, batch 1": lambda: 1e3 * contender.latency(1),
+        "prediction, batch 16": lambda: 16 / contender.latency(16),
+        "peak memory": peak,
     }
 
 
@@ -321,92 +342,107 @@ def torch_loader(model: str) -> Any:
         yield from loader
 
 
-def pytorch(model: str, channels_last: bool, compiled: bool) -> Measures:
-    import torch
-    from torch.nn import functional
+class PyTorch:
+    """PyTorch on one network."""
 
-    batch_size = MODELS[model]["batch"]
-    gpu = torch.cuda.is_available()
-    num_steps = steps_a_turn(model, gpu)
-    device = torch.device("cuda" if gpu else "cpu")
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    torch.backends.cudnn.benchmark = True
-    network = torch_networks()[model]().to(device, memory_format=layout)
-    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
-    forward = torch.compile(network) if compiled else network
-    image, mask = draw_examples(model)
-    x = torch.from_numpy(image).permute(0, 3, 1, 2).float() / 255
-    x = x.to(device).contiguous(memory_format=layout)
-    y = torch.from_numpy(mask).long().to(device)
+    def __init__(self, model: str, channels_last: bool, compiled: bool):
+        import torch
 
-    def finish() -> None:
-        if gpu:
-            torch.cuda.synchronize()
+        self.model, self.batch_size = model, MODELS[model]["batch"]
+        self.gpu = torch.cuda.is_available()
+        self.num_steps = steps_a_turn(model, self.gpu)
+        self.device = torch.device("cuda" if self.gpu else "cpu")
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        torch.backends.cudnn.benchmark = True
+        self.network = torch_networks()[model]().to(self.device, memory_format=self.layout)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), 1e-3)
+        self.compiled = torch.compile(self.network) if compiled else self.network
+        self.image, mask = draw_examples(model)
+        first = slice(self.batch_size)
+        self.batch = (
+            self.to_network(self.image[first]),
+            torch.from_numpy(mask[first]).long().to(self.device),
+        )
+        self.batches = torch_loader(model)
 
-    def train(x: Any, y: Any) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=gpu):
-            output = forward(x)
-        output = output.float()
-        if model == "autoencoder":
+    def to_network(self, images: np.ndarray) -> Any:
+        import torch
+
+        x = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255
+        return x.contiguous(memory_format=self.layout)
+
+    def forward(self, x: Any) -> Any:
+        import torch
+
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.gpu):
+            output = self.compiled(x)
+        return output.float()
+
+    def train(self, x: Any, y: Any) -> None:
+        from torch.nn import functional
+
+        self.optimizer.zero_grad(set_to_none=True)
+        output = self.forward(x)
+        if self.model == "autoencoder":
             loss = torch_ssim(x, output).mean()
         else:
             loss = functional.cross_entropy(output, y)
         loss.backward()
-        optimizer.step()
+        self.optimizer.step()
 
-    def step() -> float:
-        network.train()
-        train(x[:batch_size], y[:batch_size])
-        finish()
+    def seconds(self, count: int, take: Callable[[], tuple[Any, Any]]) -> float:
+        """Seconds that `count` steps take, on the batches that `take` gives."""
+        import torch
 
-        def steps() -> None:
-            for _ in range(num_steps):
-                train(x[:batch_size], y[:batch_size])
-            finish()
+        def finish() -> float:
+            if self.gpu:
+                torch.cuda.synchronize()
+            return time.perf_counter()
 
-        return 1e3 * repeat(1, steps) / num_steps
+        self.network.train()
+        self.train(*take())
+        start = finish()
+        for _ in range(count):
+            self.train(*take())
+        return finish() - start
 
-    batches = torch_loader(model)
+    def step(self) -> float:
+        return 1e3 * self.seconds(self.num_steps, lambda: self.batch) / self.num_steps
 
-    def loop() -> float:
-        network.train()
-        next(batches)
+    def loop(self) -> float:
+        def take() -> tuple[Any, Any]:
+            images, masks = next(self.batches)
+            images = images.to(self.device, non_blocking=True, memory_format=self.layout)
+            return images, masks.to(self.device, non_blocking=True)
 
-        def steps() -> None:
-            for _ in range(2 * num_steps):
-                images, masks = next(batches)
-                images = images.to(device, non_blocking=True, memory_format=layout)
-                train(images, masks.to(device, non_blocking=True))
-            finish()
+        count = 2 * self.num_steps
+        return count * self.batch_size / self.seconds(count, take)
 
-        return 2 * num_steps * batch_size / repeat(1, steps)
+    def predict(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        import torch
 
-    @torch.inference_mode()
-    def predict(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 255
-        x = x.contiguous(memory_format=layout)
-        with torch.autocast(device.type, torch.bfloat16, enabled=gpu):
-            output = forward(x)
-        output = output.float()
-        score_map = torch_ssim(x, output) if model == "autoencoder" else output[:, 1] - output[:, 0]
-        return score_map.amax((1, 2)).cpu().numpy(), score_map.cpu().numpy()
+        with torch.inference_mode():
+            x = self.to_network(images)
+            output = self.forward(x)
+            if self.model == "autoencoder":
+                score_map = torch_ssim(x, output)
+            else:
+                score_map = output[:, 1] - output[:, 0]
+            return score_map.amax((1, 2)).cpu().numpy(), score_map.cpu().numpy()
 
-    def latency(batch: int) -> float:
-        network.eval()
-        predict(image[:batch])
-        return repeat(num_steps, lambda: predict(image[:batch]))
+    def latency(self, batch: int) -> float:
+        self.network.eval()
+        self.predict(self.image[:batch])
+        return repeat(self.num_steps, lambda: self.predict(self.image[:batch]))
 
-    def peak() -> float:
-        return torch.cuda.max_memory_allocated() / 2**30 if gpu else peak_gib()
 
-    return {
-        "train step": step,
-        "training loop": loop,
-        "prediction, batch 1": lambda: 1e3 * latency(1),
-        "prediction, batch 16": lambda: 16 / latency(16),
-        "peak memory": peak,
-    }
+def pytorch(model: str, channels_last: bool, compiled: bool) -> Measures:
+    import torch
+
+    contender = PyTorch(model, channels_last, compiled)
+    if contender.gpu:
+        return measures_of(contender, lambda: torch.cuda.max_memory_allocated() / 2**30)
+    return measures_of(contender, peak_gib)
 
 
 # ------------------------------------------------------------------------------- evaluation
@@ -588,15 +624,41 @@ def evaluations() -> Any:
     }
 
 
+def compare_with_matrix_rate(model: str, gpu: bool, milliseconds: float) -> dict[str, float]:
+    """The share of the rate of matrix products that a training step reaches."""
+    counter = start(functools.partial(counted, gpu), "shipped", True)
+    rate, flops = ask(counter, "matrix rate"), ask(counter, model)
+    counter.close()
+    reached = flops / (milliseconds / 1e3)
+    print(
+        f"{model:12}{flops / 1e9:.1f} GFLOP a step, {reached / 1e9:.0f} GFLOP/s: "
+        f"{reached / rate:.0%} of the {rate / 1e9:.0f} of matrix products",
+        flush=True,
+    )
+    return {"flops": flops, "matrix rate": rate}
+
+
+def compare_evaluation() -> dict[str, dict[str, float]]:
+    results = {}
+    for name in evaluations():
+        # A process each, as the largest size of one never shrinks.
+        connection = start(evaluations, "shipped", True)
+        connection.send(name)
+        results[name] = connection.recv()
+        connection.close()
+        words = (f"{key} {value:.6g}" for key, value in results[name].items())
+        print(f"evaluation, {name}: {', '.join(words)}", flush=True)
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, help="where to write all that was measured")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", choices=MEMORY, default="shipped")
     parser.add_argument("--models", nargs="*", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument(
-        "--rows", nargs="*", choices=[*ROWS, "evaluation"], default=[*ROWS, "evaluation"]
-    )
+    known = [*ROWS, "evaluation"]
+    parser.add_argument("--rows", nargs="*", choices=known, default=known)
     options = parser.parse_args()
     import torch
 
@@ -610,26 +672,11 @@ def main() -> None:
     rows = [row for row in options.rows if row in ROWS]
     for model in options.models if rows else ():
         results[model] = compare(model, gpu, options.memory, options.rounds, rows)
-        if "train step" not in rows:
-            continue
-        counter = start(functools.partial(counted, gpu), options.memory, True)
-        rate, flops = ask(counter, "matrix rate"), ask(counter, model)
-        counter.close()
-        seconds = statistics.median(results[model]["train step"]["defect_jax"]) / 1e3
-        results[model] |= {"flops": flops, "matrix rate": rate}
-        print(
-            f"{model:12}{flops / 1e9:.1f} GFLOP a step, {flops / seconds / 1e9:.0f} GFLOP/s: "
-            f"{flops / seconds / rate:.0%} of the {rate / 1e9:.0f} of matrix products",
-            flush=True,
-        )
+        if "train step" in rows:
+            milliseconds = statistics.median(results[model]["train step"]["defect_jax"])
+            results[model] |= compare_with_matrix_rate(model, gpu, milliseconds)
     if "evaluation" in options.rows:
-        for name in evaluations():
-            # A process each, as the largest size of one never shrinks.
-            connection = start(evaluations, options.memory, True)
-            results[name] = ask(connection, name)
-            connection.close()
-            words = (f"{key} {value:.6g}" for key, value in results[name].items())
-            print(f"evaluation, {name}: {', '.join(words)}", flush=True)
+        results["evaluation"] = compare_evaluation()
     if options.out:
         options.out.write_text(json.dumps(results, indent=2) + "\n")
 

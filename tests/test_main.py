@@ -110,7 +110,7 @@ def test_too_few_images_to_hold_one_out(config, mvtec_root, tmp_path):
     for path in sorted((root / "part/train/good").iterdir())[1:]:
         path.unlink()
     config.data.root = str(root)
-    with pytest.raises(UserError, match="1 training images: holding out 1"):
+    with pytest.raises(UserError, match="1 good training images: holding out 1"):
         run.run(config, tmp_path / "run", "train")
 
 
