@@ -52,7 +52,7 @@ def test_fraction_outside_its_range(config, fraction):
 
 def test_too_few_images_to_hold_one_out(config):
     config.data.synthetic.num_train = 1
-    assert "1 training images" in one_line(datasets.draw_validation, config)
+    assert "1 good training images" in one_line(datasets.draw_validation, config)
 
 
 def test_train_and_validation_are_disjoint_and_complete(config):
