@@ -110,7 +110,7 @@ class Reporter:
 
     def start_phase(self) -> None:
         """Forgets how long steps take, as those that follow are others."""
-        self._seconds_per_step, self._finished = None, 0.0
+        self._seconds_per_step, self._finished, self._timed_steps = None, 0.0, 0
 
     def steps_within(self, seconds: float) -> int:
         """How many steps take so long, by the last ones; 1 while that is unknown."""
