@@ -41,9 +41,9 @@ def keep_freed_memory() -> None:
     """Tells glibc's malloc to keep what is freed; elsewhere it does nothing.
 
     XLA's CPU backend allocates its buffers anew at every step. By default glibc takes large ones
-    from the kernel, which zeroes them page by page when they are first touched: a third of a
-    U-Net's step. The process holds on to the memory of its largest step. Where the user has set
-    MALLOC_ARENA_MAX, malloc is left alone.
+    from the kernel, which zeroes them page by page when they are first touched: a quarter of the
+    CPU time of a U-Net's step. The process holds on to the memory of its largest step. Where the
+    user has set MALLOC_ARENA_MAX, malloc is left alone.
     """
     if platform.libc_ver()[0] != "glibc" or "MALLOC_ARENA_MAX" in os.environ:
         return
