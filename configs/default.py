@@ -18,6 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.name = ""  # a name of defect_jax.data.datasets.DATASETS
     config.data.root = ""  # the folder of the images, or the .npz file of arrays
     config.data.category = ""  # a category of the dataset, or 'all' for one run each
+    config.data.one_model = False  # with category 'all': one run over all of them, not one each
     config.data.image_size = (256, 256)  # height, width as the model sees them
     config.data.channels = 3  # 3 colour, 1 grey
     config.data.num_classes = 2  # background and defects
@@ -31,6 +32,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.train_digest = ""  # of the training images, written when the run starts
 
     config.method = ml_collections.ConfigDict()
+    config.method.ssim_windows = (11,)
+    config.method.consistency = 0.0
+    config.method.corruption = ml_collections.ConfigDict()
+    config.method.corruption.name = "none"  # see defect_jax/data/corrupt.py
     config.method.smoothing = 0.0
     config.method.top_fraction = 0.0
 

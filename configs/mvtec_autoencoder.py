@@ -1,9 +1,9 @@
 """An SSIM autoencoder on a category of MVTec AD, or of any folder in its layout.
 
-    python -m defect_jax.main --config=configs/mvtec_autoencoder.py --workdir=runs/screw \
-        --config.data.root=/path/to/mvtec --config.data.category=screw
+    python -m defect_jax.main --config=configs/mvtec_autoencoder.py \
+        --workdir=runs/screw --config.data.root=/path/to/mvtec --config.data.category=screw
 
-Expect on screw a pixel AUROC of 0.97 and an AUPRO of 0.89, after 6 to 9 minutes on 2 cores.
+Expect on screw a pixel AUROC of 0.97 and an AUPRO of 0.89, after 4 minutes on 2 cores.
 """
 
 import ml_collections
@@ -20,9 +20,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.name = "autoencoder"
     config.method.model = "bergmann"
     config.method.code_dim = 100
-    config.method.loss = "ssim"
+    config.method.losses = ("ssim",)
     config.method.residual = "ssim"
-    config.method.ssim_windows = (11,)
+    config.method.smoothing = 2.0
 
     config.augment.lighting_probability = 0.5
     config.train.num_steps = 2000

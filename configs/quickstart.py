@@ -24,9 +24,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.name = "autoencoder"
     config.method.model = "bergmann"
     config.method.code_dim = 100
-    config.method.loss = "ssim"
+    config.method.losses = ("ssim",)
     config.method.residual = "ssim"
-    config.method.ssim_windows = (11,)
     config.method.smoothing = 2.0
 
     config.train.num_steps = 400

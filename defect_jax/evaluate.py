@@ -40,7 +40,10 @@ Totals = dict[str, dict[str, Metric]]
 
 
 def evaluate(
-    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, split: str = "test"
+    config: ml_collections.ConfigDict,
+    workdir: str | pathlib.Path,
+    split: str = "test",
+    results_folder: str | pathlib.Path | None = None,
 ) -> dict[str, Any]:
     """Evaluates a run's last checkpoint.
 
@@ -49,9 +52,11 @@ def evaluate(
     `scores.png`; the pictures go to TensorBoard too.
 
     Args:
-        config: as `run.open_run` resolved it.
+        config: as `run.open_run` resolved it; of a run over all categories, what
+            `datasets.of_category` makes of it.
         workdir: the run's folder.
         split: what to evaluate.
+        results_folder: where all this is written; None for the run's folder.
 
     Returns:
         What `metrics.json` holds: each metric's value under its name and its 95 % interval over
@@ -62,13 +67,13 @@ def evaluate(
     Raises:
         UserError: no checkpoint, bad files, or a score that is NaN.
     """
-    workdir = pathlib.Path(workdir)
+    home = pathlib.Path(workdir if results_folder is None else results_folder)
     method = make_method(config)
     state = checkpoint.restore(workdir, checkpoint.abstract_state(config, method))
     predict = make_predict(method, state)
-    thresholds = calibrate(config, predict, workdir)
+    thresholds = calibrate(config, predict, home)
     examples = datasets.load_split(config, split)
-    folder = workdir / "eval" / split
+    folder = home / "eval" / split
     start = time.monotonic()
     totals, shown = _measure(config, examples, predict, thresholds, folder)
     results = _results(totals) | {
@@ -77,7 +82,7 @@ def evaluate(
         "seconds": time.monotonic() - start,
     }
     checkpoint.write_json(folder / "metrics.json", results)
-    _draw(config, workdir, folder, totals, shown, results, thresholds)
+    _draw(config, home, folder, totals, shown, results, thresholds)
     return results
 
 

@@ -119,10 +119,18 @@ def learning_rate(opt_state: Any) -> jax.Array:
     return optax.tree_utils.tree_get(opt_state, "hyperparams")["learning_rate"]
 
 
-def averaged_params(state: State) -> Any:
-    """The parameters to predict with: their moving average where there is one."""
-    average = optax.tree_utils.tree_get(state.opt_state, "average")
-    return state.params if average is None else average
+def trained_variables(state: State, player: str | None = None) -> dict[str, Any]:
+    """The variables to predict with: the parameters' moving average where there is one.
+
+    Args:
+        state: of a method.
+        player: whose, where the method has several models.
+    """
+    params, batch_stats, opt_state = state.params, state.batch_stats, state.opt_state
+    if player is not None:
+        params, batch_stats, opt_state = params[player], batch_stats[player], opt_state[player]
+    average = optax.tree_utils.tree_get(opt_state, "average")
+    return {"params": params if average is None else average, "batch_stats": batch_stats}
 
 
 def _matrices(params: Any) -> Any:

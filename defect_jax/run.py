@@ -1,4 +1,4 @@
-"""One run, or one for each category."""
+"""One run, over one category or all, or one for each category."""
 
 import pathlib
 
@@ -31,26 +31,21 @@ def run(
     """Trains (in mode 'train') and evaluates, and prints a table.
 
     With `config.data.category` 'all' there is one run for each category, in a sub-folder of its
-    name, and the table ends with their mean.
+    name, or with `config.data.one_model` one run over all, whose results for each category lie in
+    such a sub-folder; the table ends with their mean.
 
     Returns:
         category -> what `evaluate` returns.
 
     Raises:
-        UserError: see `train` and `evaluate`.
+        UserError: see `open_run`, `train` and `evaluate`; or the folder holds runs of another kind.
     """
     workdir = pathlib.Path(workdir)
-    if config.data.category == "all" and (workdir / "config.json").exists():
-        raise UserError(f"{workdir} holds a run of one category: use another workdir for all")
-    results = {}
-    for category in datasets.categories(config):
-        one = config.copy_and_resolve_references()
-        one.data.category = category
-        folder = workdir / category if config.data.category == "all" else workdir
-        one = open_run(one, folder, mode)
-        if mode == "train":
-            train(one, folder)
-        results[category] = evaluate(one, folder)
+    categories = datasets.categories(config)
+    if config.data.one_model:
+        results = _run_one_model(config, workdir, mode, categories)
+    else:
+        results = _run_each(config, workdir, mode, categories)
     keys = [key for key in TABLE_KEYS if any(key in result for result in results.values())]
     print("\n" + visualize.results_table(results, keys), flush=True)
     if config.data.category == "all":
@@ -75,6 +70,9 @@ def open_run(
     if mode == "evaluate" or (workdir / "config.json").exists():
         stored = checkpoint.read_config(workdir)
         config.data.validation_files = stored.data.validation_files
+        config.data.train_digest = stored.data.train_digest
+        # First of all, since another category's images would be missed among this one's.
+        checkpoint.check_same_run(workdir, config, stored)
         config.data.train_digest = datasets.check_splits(config)
         checkpoint.check_same_run(workdir, config, stored)
         return config
@@ -89,6 +87,11 @@ def open_run(
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises UserError where the config cannot be trained or evaluated, before anything is done."""
+    if config.data.one_model and config.data.category != "all":
+        raise UserError(
+            f"data.one_model is True with data.category '{config.data.category}': set "
+            "data.category to all, or data.one_model to False"
+        )
     check_batch_size(config)
     pipeline.check(config.data)
     require(config.eval.threshold_rule, RULES, "eval.threshold_rule")
@@ -100,3 +103,44 @@ def check(config: ml_collections.ConfigDict) -> None:
         if not 0 < config.eval[field] <= 1:
             raise UserError(f"eval.{field} is {config.eval[field]}: it must lie in (0, 1]")
     checkpoint.abstract_state(config, make_method(config))
+
+
+def _run_each(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str, categories: list[str]
+) -> dict[str, dict]:
+    if config.data.category == "all" and (workdir / "config.json").exists():
+        if checkpoint.read_config(workdir).data.category == "all":
+            raise UserError(
+                f"{workdir} holds one run over all categories: set data.one_model to True or use "
+                "another workdir"
+            )
+        raise UserError(f"{workdir} holds a run of one category: use another workdir for all")
+    results = {}
+    for category in categories:
+        one = config.copy_and_resolve_references()
+        one.data.category = category
+        folder = workdir / category if config.data.category == "all" else workdir
+        one = open_run(one, folder, mode)
+        if mode == "train":
+            train(one, folder)
+        results[category] = evaluate(one, folder)
+    return results
+
+
+def _run_one_model(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str, categories: list[str]
+) -> dict[str, dict]:
+    if any((workdir / category / "config.json").exists() for category in categories):
+        raise UserError(
+            f"{workdir} holds a run for each category: set data.one_model to False or use another "
+            "workdir"
+        )
+    config = open_run(config, workdir, mode)
+    if mode == "train":
+        train(config, workdir)
+    return {
+        category: evaluate(
+            datasets.of_category(config, category), workdir, results_folder=workdir / category
+        )
+        for category in categories
+    }

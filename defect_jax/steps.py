@@ -31,13 +31,18 @@ class Aux(NamedTuple):
 
 # (params, State, Batch, keys uint32 [B, 2]) -> (losses [B], Aux)
 LossFn = Callable[[Any, State, Batch, jax.Array], tuple[jax.Array, Aux]]
-# the same with losses {'generator': [B], 'discriminator': [B]}, params with the same two keys
+# the same with a dict of losses by player, and params a dict by player
 LossesFn = Callable[[Any, State, Batch, jax.Array], tuple[dict[str, jax.Array], Aux]]
 
 
 def example_keys(rng: jax.Array, index: jax.Array) -> jax.Array:
     """One key for each example from its place in the stream: index [B] -> uint32 [B, 2]."""
     return jax.vmap(functools.partial(jax.random.fold_in, rng))(index)
+
+
+def split_keys(keys: jax.Array, num: int) -> jax.Array:
+    """Splits the key of each example: uint32 [B, 2] -> [num, B, 2]."""
+    return jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, num))(keys), 1, 0)
 
 
 def weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
@@ -54,9 +59,10 @@ def gradient_step(loss_fn: LossFn, tx: optax.GradientTransformation):
 
 
 def adversarial_step(losses_fn: LossesFn, txs: dict[str, optax.GradientTransformation]):
-    """A step of two players, each down its own loss, out of one forward pass.
+    """A step of several players, each down its own loss, out of one forward pass.
 
-    `params` and `opt_state` are dicts with the keys of `txs`, 'generator' and 'discriminator'.
+    `params` and `opt_state` are dicts by player. The players that `txs` names move; others, whose
+    turn is another phase, stay. The metric `loss` is the loss of the first of `txs`.
     """
     return functools.partial(_adversarial_step, losses_fn, txs)
 
@@ -110,17 +116,20 @@ def _adversarial_step(
         return {name: weighted_mean(losses[name], batch["weight"]) for name in txs}, aux
 
     losses, pullback, aux = jax.vjp(shares, state.params, has_aux=True)
-    params, opt_state, metrics = {}, {}, _shares(aux.metrics, batch["weight"])
+    params, opt_state = dict(state.params), dict(state.opt_state)
+    metrics = _shares(aux.metrics, batch["weight"])
+    metrics = jax.lax.psum(metrics | {f"{name}_loss": losses[name] for name in txs}, AXIS)
     for name, tx in txs.items():
-        # A one-hot cotangent picks one player's loss; the other player's parameters get a
+        # A one-hot cotangent picks one player's loss; the other players' parameters get a
         # gradient too, which is dropped.
         one_hot = {other: jnp.float32(other == name) for other in txs}
         gradient = jax.lax.psum(pullback(one_hot)[0][name], AXIS)
         updates, opt_state[name] = tx.update(gradient, state.opt_state[name], state.params[name])
         params[name] = optax.apply_updates(state.params[name], updates)
-        metrics[f"{name}_loss"] = losses[name]
-    metrics = jax.lax.psum(metrics, AXIS)
-    metrics["loss"] = metrics["generator_loss"]
+        metrics[f"{name}_gradient_norm"] = optax.tree.norm(gradient)
+    first = next(iter(txs))
+    metrics["loss"] = metrics[f"{first}_loss"]
+    metrics["learning_rate"] = optim.learning_rate(opt_state[first])
     state = state.replace(
         step=state.step + 1, params=params, batch_stats=aux.batch_stats, opt_state=opt_state
     )

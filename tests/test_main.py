@@ -143,3 +143,4 @@ def test_all_categories_give_a_table_with_their_mean(config, mvtec_root, tmp_pat
     assert table[-1].lower().startswith("mean") and f"{mean:.3f}" in table[-1]
     assert checkpoint.read_config(tmp_path / "runs/left").data.category == "left"
     assert (tmp_path / "runs/results.json").is_file()
+    assert not (tmp_path / "runs/config.json").exists()

@@ -104,6 +104,6 @@ def test_average_follows_the_parameters_from_a_copy(decay):
         params = optax.apply_updates(params, updates)
         now = min(decay, (1 + count) / (10 + count))
         expected = now * expected + (1 - now) * float(params["w"])
-    average = optim.averaged_params(make_state(params, opt_state))["w"]
+    average = optim.trained_variables(make_state(params, opt_state))["params"]["w"]
     np.testing.assert_allclose(average, expected, rtol=1e-6)
     assert average < params["w"]

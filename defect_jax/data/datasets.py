@@ -1,5 +1,6 @@
 """The table of datasets, and their splits."""
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from defect_jax.data import arrays
-from defect_jax.data.examples import Examples
+from defect_jax.data.examples import Examples, concatenate
 from defect_jax.errors import UserError, lookup, require
 
 
@@ -79,15 +80,36 @@ def categories(config: ml_collections.ConfigDict) -> list[str]:
     return [config.data.category]
 
 
+def of_category(config: ml_collections.ConfigDict, category: str) -> ml_collections.ConfigDict:
+    """The part of a run over all categories that concerns one of them.
+
+    Returns:
+        `config` for that category alone, its file names without the '<category>/' in front.
+    """
+    one = config.copy_and_resolve_references()
+    prefix = f"{category}/"
+    names = [name for name in config.data.validation_files if name.startswith(prefix)]
+    one.data.update(category=category, one_model=False)
+    one.data.validation_files = tuple(name.removeprefix(prefix) for name in names)
+    return one
+
+
 def draw_validation(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     """The file names of the training images to hold out for validation.
 
     `config.data.validation_fraction` of the good ones, at least one, drawn from `config.seed`.
-    Empty where none is good, or the dataset has validation images of its own.
+    Empty where none is good, or the dataset has validation images of its own. With
+    `config.data.one_model` so many of each category, the same as for that category alone.
 
     Raises:
         UserError: a fraction outside (0, 1), or too few images to hold one out.
     """
+    if config.data.one_model:
+        return tuple(
+            f"{category}/{name}"
+            for category in categories(config)
+            for name in draw_validation(of_category(config, category))
+        )
     dataset = lookup(DATASETS, config.data.name, "data.name")
     if dataset.has_validation:
         return ()
@@ -110,6 +132,9 @@ def draw_validation(config: ml_collections.ConfigDict) -> tuple[str, ...]:
 def load_split(config: ml_collections.ConfigDict, split: str) -> Examples:
     """The examples of 'train', 'validation' or 'test'.
 
+    With `config.data.one_model` those of all categories, one category after another, and
+    '<category>/' in front of their file names.
+
     Raises:
         UserError: an unknown dataset or category, bad files (see the dataset's module), or
             validation files that are no longer there.
@@ -117,8 +142,8 @@ def load_split(config: ml_collections.ConfigDict, split: str) -> Examples:
     dataset = lookup(DATASETS, config.data.name, "data.name")
     require(split, ("train", "validation", "test"), "split")
     if dataset.has_validation or split == "test":
-        return dataset.load(config.data, split)
-    train = dataset.load(config.data, "train")
+        return _load(config, split)
+    train = _load(config, "train")
     missing = set(config.data.validation_files) - set(train.filename)
     if missing:
         raise UserError(
@@ -146,3 +171,16 @@ def check_splits(config: ml_collections.ConfigDict) -> str:
     for name, image, mask in zip(train.filename, train.image, train.mask, strict=True):
         digest.update(repr((str(name), bytes(image), bytes(mask))).encode())
     return digest.hexdigest()[:16]
+
+
+def _load(config: ml_collections.ConfigDict, split: str) -> Examples:
+    """What the dataset has of a split, nothing held out."""
+    load = DATASETS[config.data.name].load
+    if not config.data.one_model:
+        return load(config.data, split)
+    parts = []
+    for category in categories(config):
+        part = load(of_category(config, category).data, split)
+        names = np.char.add(f"{category}/", part.filename)
+        parts.append(dataclasses.replace(part, filename=names))
+    return concatenate(parts)

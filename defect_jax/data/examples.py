@@ -1,8 +1,11 @@
 """What every dataset delivers."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
+
+from defect_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,3 +43,17 @@ class Examples:
         """Returns the examples at integer `indices` [M], in that order."""
         fields = dataclasses.fields(self)
         return Examples(**{f.name: getattr(self, f.name)[indices] for f in fields})
+
+
+def concatenate(parts: Sequence[Examples]) -> Examples:
+    """Returns the examples of one part after those of another.
+
+    Raises:
+        UserError: decoded ones of several shapes, or decoded and encoded ones.
+    """
+    shapes = sorted({part.image.shape[1:] for part in parts})
+    if len(shapes) > 1:
+        found = " and ".join(str(list(shape)) if shape else "of files" for shape in shapes)
+        raise UserError(f"images {found} cannot be joined: bring all arrays to one shape")
+    names = [field.name for field in dataclasses.fields(Examples)]
+    return Examples(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})

@@ -4,10 +4,19 @@ import ml_collections
 
 from defect_jax.errors import lookup
 from defect_jax.method import Method
+from defect_jax.methods.adversarial import adversarial_autoencoder
 from defect_jax.methods.autoencoder import autoencoder
+from defect_jax.methods.f_anogan import f_anogan
 from defect_jax.methods.segmenter import segmenter
+from defect_jax.methods.vae import vae
 
-METHODS = {"autoencoder": autoencoder, "segmenter": segmenter}
+METHODS = {
+    "autoencoder": autoencoder,
+    "vae": vae,
+    "adversarial_autoencoder": adversarial_autoencoder,
+    "f_anogan": f_anogan,
+    "segmenter": segmenter,
+}
 
 
 def make_method(config: ml_collections.ConfigDict) -> Method:

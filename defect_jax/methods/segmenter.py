@@ -16,7 +16,16 @@ from defect_jax.data.augment import augment
 from defect_jax.devices import AXIS
 from defect_jax.errors import lookup
 from defect_jax.losses.segmentation import SEGMENTATION_LOSSES
-from defect_jax.method import DTYPES, Batch, Method, Phase, State, init_state, to_float
+from defect_jax.method import (
+    DTYPES,
+    Batch,
+    Method,
+    Phase,
+    State,
+    apply_train,
+    init_state,
+    to_float,
+)
 from defect_jax.methods.scoring import score_image
 from defect_jax.models import SEGMENTERS
 
@@ -68,17 +77,12 @@ def _losses(
     keys: jax.Array,
 ) -> tuple[jax.Array, steps.Aux]:
     image, mask = augment(augmentation, to_float(batch["image"]), batch["mask"], keys)
-    logits, updated = model.apply(
-        {"params": params, "batch_stats": state.batch_stats},
-        image,
-        train=True,
-        mutable=["batch_stats"],
-    )
+    logits, batch_stats = apply_train(model, params, state.batch_stats, image)
     parts = {loss.__name__: loss(logits, mask) for loss in losses}
-    return sum(parts.values()), steps.Aux(updated.get("batch_stats", {}), parts)
+    return sum(parts.values()), steps.Aux(batch_stats, parts)
 
 
 def _predict(model: nn.Module, score: Any, state: State, batch: Batch) -> dict[str, jax.Array]:
-    variables = {"params": optim.averaged_params(state), "batch_stats": state.batch_stats}
-    logits: Any = model.apply(variables, to_float(batch["image"]), train=False)
+    image = to_float(batch["image"])
+    logits: Any = model.apply(optim.trained_variables(state), image, train=False)
     return score(log_odds(logits)) | {"mask_logits": logits}

@@ -141,7 +141,7 @@ class BatchNorm(nn.Module):
     """`nn.BatchNorm` on [B, H, W, C] with momentum 0.9, with a backward rule of its own.
 
     Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167. Parameters, statistics and their
-    sums are float32.
+    sums are float32. Training on maps of one pixel takes a batch of two or more: UserError.
 
     Attributes:
         train: True normalises by the batch and averages its statistics, False by the averages.
@@ -165,11 +165,21 @@ class BatchNorm(nn.Module):
             factor = scale * lax.rsqrt(var.value + _EPSILON)
             return (x * factor + (bias - mean.value * factor)).astype(self.dtype)
         axis_name = None if self.is_initializing() else self.axis_name
+        _check_variance_exists(x.shape, axis_name)
         y, batch_mean, batch_var = _normalize(x, scale, bias, axis_name)
         if not self.is_initializing():
             mean.value = 0.9 * mean.value + 0.1 * lax.stop_gradient(batch_mean)
             var.value = 0.9 * var.value + 0.1 * lax.stop_gradient(batch_var)
         return y.astype(self.dtype)
+
+
+def _check_variance_exists(shape: tuple[int, ...], axis_name: str | None) -> None:
+    batch_size = shape[0] * (1 if axis_name is None else lax.psum(1, axis_name))
+    if batch_size * shape[1] * shape[2] < 2:
+        raise errors.UserError(
+            f"batch normalisation of a batch of one on {shape[1]}x{shape[2]} maps would give zeros "
+            "for every image: raise train.batch_size or data.image_size"
+        )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -19,6 +19,7 @@ class UNet(nn.Module):
         depth: number of halvings of the resolution.
         num_classes: channels of the result.
         normalization: 'batch', 'group' or 'none'; see `layers.normalization`.
+        unit_range: a sigmoid at the end, for a network that gives images.
         dtype: of the computation; parameters and the result are float32.
         axis_name: mapped axis to average batch statistics over; see `layers.normalization`.
     """
@@ -27,6 +28,7 @@ class UNet(nn.Module):
     depth: int = 4
     num_classes: int = 2
     normalization: str = "batch"
+    unit_range: bool = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -39,7 +41,7 @@ class UNet(nn.Module):
             train: True normalises by the batch's statistics, False by the running averages.
 
         Returns:
-            Logits [B, H, W, num_classes] float32.
+            Logits [B, H, W, num_classes] float32, or their sigmoid where `unit_range` is set.
 
         Raises:
             UserError: the size is not a multiple of 2**depth, or the normalisation is unknown.
@@ -64,4 +66,5 @@ class UNet(nn.Module):
             features = self.width * 2**level
             x = layers.ConvTranspose(features, (2, 2), (2, 2), dtype=self.dtype)(x)
             x = block(jnp.concatenate([skips[level], x], axis=-1), features)
-        return layers.Conv(self.num_classes, (1, 1), dtype=jnp.float32)(x)
+        x = layers.Conv(self.num_classes, (1, 1), dtype=jnp.float32)(x)
+        return nn.sigmoid(x) if self.unit_range else x

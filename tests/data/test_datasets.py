@@ -1,8 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from configs import bsdata_unet, mvtec_autoencoder, quickstart
-from defect_jax.data import datasets, synthetic
+from defect_jax.data import builder, datasets, pipeline, synthetic
+from defect_jax.data.examples import Examples, concatenate
 from defect_jax.errors import UserError
 
 
@@ -105,3 +108,109 @@ def test_unknown_dataset(config):
         assert "'imagenet'" in one_line(call, config)
     message = one_line(datasets.load_split, config, "train")
     assert all(name in message for name in datasets.DATASETS)
+
+
+@pytest.fixture
+def two(config, monkeypatch):
+    """One run over 12 training images of wood and 40 of gear."""
+
+    def load(data, split):
+        examples = synthetic.load(data, split)
+        few = data.category == "wood" and split == "train"
+        return examples.take(np.arange(12 if few else len(examples)))
+
+    dataset = datasets.Dataset(load, lambda data: ["gear", "wood"], False)
+    monkeypatch.setitem(datasets.DATASETS, "synthetic", dataset)
+    config.data.update(category="all", one_model=True)
+    return config
+
+
+def test_one_model_holds_out_of_each_category_what_a_run_of_its_own_would(two):
+    drawn = datasets.draw_validation(two)
+    for category, count in (("gear", 10), ("wood", 3)):
+        alone = two.copy_and_resolve_references()
+        alone.data.update(category=category, one_model=False)
+        expected = datasets.draw_validation(alone)
+        assert len(expected) == count
+        two.data.validation_files = drawn
+        assert datasets.of_category(two, category).data.validation_files == expected
+    assert len(drawn) == 13
+    two.data.update(validation_fraction=0.001, validation_files=())
+    assert [name.split("/")[0] for name in datasets.draw_validation(two)] == ["gear", "wood"]
+
+
+def test_one_model_joins_each_split_of_the_categories(two):
+    two.data.validation_files = datasets.draw_validation(two)
+    for split in ("train", "validation", "test"):
+        names, images, kinds = [], [], []
+        for category in ("gear", "wood"):
+            part = datasets.load_split(datasets.of_category(two, category), split)
+            names += [f"{category}/{name}" for name in part.filename]
+            images += part.image.tolist()
+            kinds += part.defect_type.tolist()
+        joined = datasets.load_split(two, split)
+        assert joined.filename.tolist() == names and len(set(names)) == len(names)
+        assert joined.image.tolist() == images and joined.defect_type.tolist() == kinds
+
+
+def test_one_model_counts_the_images_of_every_category(two):
+    digest = datasets.check_splits(two)
+    assert datasets.check_splits(two) == digest
+    two.data.synthetic.num_train = 41  # one more of gear
+    assert datasets.check_splits(two) != digest
+
+
+def test_one_model_names_a_validation_image_whose_category_is_gone(two):
+    two.data.validation_files = ("nut/train/good/000.png",)
+    assert "nut/train/good/000.png" in one_line(datasets.load_split, two, "train")
+
+
+def test_one_model_over_the_only_category(bsdata_root, prepared, tmp_path):
+    bsdata = bsdata_unet.get_config()
+    bsdata.data.update(root=str(bsdata_root), cache_dir=prepared, category="all")
+    np.savez(tmp_path / "cups.npz", train_image=np.arange(192, dtype=np.uint8).reshape(4, 4, 4, 3))
+    cups = mvtec_autoencoder.get_config()
+    cups.data.update(name="arrays", root=str(tmp_path / "cups.npz"), category="all")
+    cups.data.image_size = (4, 4)
+    for config, category in ((bsdata, "pitting"), (cups, "cups")):
+        alone = datasets.load_split(config, "train")
+        config.data.one_model = True
+        one = datasets.load_split(config, "train")
+        assert one.is_decoded == alone.is_decoded
+        assert one.image.tolist() == alone.image.tolist()
+        assert one.filename.tolist() == [f"{category}/{name}" for name in alone.filename]
+
+
+def test_files_of_any_size_and_depth_are_joined_and_decoded(config):
+    def examples(*shapes):
+        rng = np.random.default_rng(0)
+        files = [
+            builder.encode_png(rng.integers(0, 255, shape).astype(np.uint8)) for shape in shapes
+        ]
+        count = len(files)
+        return Examples(
+            np.array(files, object),
+            np.array(
+                [builder.encode_png(np.ones(shape[:2], np.uint8)) for shape in shapes], object
+            ),
+            np.ones(count, np.int32),
+            np.full(count, "spot"),
+            np.array([f"{shapes}{number}" for number in range(count)]),
+        )
+
+    parts = [examples((9, 20), (30, 30)), examples((7, 8, 3))]
+    config.data.fit = "pad"
+    joined = pipeline.decode_all(config.data, concatenate(parts))
+    alone = [pipeline.decode_all(config.data, part) for part in parts]
+    assert joined["image"].shape == (3, 16, 16, 3)
+    for key, values in joined.items():
+        np.testing.assert_array_equal(values, np.concatenate([one[key] for one in alone]))
+    assert joined["mask"].sum(axis=(1, 2)).tolist() == [7 * 16, 16 * 16, 14 * 16]
+
+
+def test_what_cannot_be_joined_is_named(config):
+    files = datasets.load_split(config, "test")
+    arrays = dataclasses.replace(files, image=np.zeros((len(files), 4, 6, 3), np.uint8))
+    larger = dataclasses.replace(files, image=np.zeros((len(files), 8, 6, 3), np.uint8))
+    assert "of files and [4, 6, 3]" in one_line(concatenate, [files, arrays])
+    assert "[4, 6, 3] and [8, 6, 3]" in one_line(concatenate, [arrays, larger])

@@ -20,7 +20,7 @@ SIZE = (32, 32)
 def autoencoder_config():
     config = mvtec_autoencoder.get_config()
     config.data.update(image_size=SIZE)
-    config.method.update(model="ssim_net", code_dim=16, loss="l2", residual="l2")
+    config.method.update(model="ssim_net", code_dim=16, losses=("l2",), residual="l2")
     config.augment.lighting_probability = 0.0
     config.optimizer.update(schedule="constant", learning_rate=3e-3)
     return config
@@ -116,7 +116,7 @@ def test_log_odds_of_many_classes():
 
 def test_the_average_of_the_parameters_predicts(segmenter, batch):
     method, state, _ = segmenter
-    average = optim.averaged_params(state)
+    average = optim.trained_variables(state)["params"]
     swapped = state.replace(params=jax.tree.map(jnp.zeros_like, state.params))
     np.testing.assert_array_equal(
         method.predict(state, batch)["score"], method.predict(swapped, batch)["score"]

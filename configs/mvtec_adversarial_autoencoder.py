@@ -1,0 +1,29 @@
+"""An autoencoder with an adversarial loss and feature matching.
+
+    python -m defect_jax.main --config=configs/mvtec_adversarial_autoencoder.py \
+        --workdir=runs/screw --config.data.root=/path/to/mvtec --config.data.category=screw
+
+The discriminator is as wide as the autoencoder.
+"""
+
+import ml_collections
+
+from configs import mvtec_dcgan_autoencoder
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = mvtec_dcgan_autoencoder.get_config()
+    config.method.name = "adversarial_autoencoder"
+    config.method.discriminator = "dcgan"
+    config.method.losses = ("l1",)
+    config.method.residual = "l1"
+    config.method.reconstruction_weight = 50.0
+    config.method.adversarial_weight = 1.0
+    config.method.feature_weight = 1.0
+    config.method.latent_weight = 0.0
+    config.method.total_variation_weight = 0.0
+    config.method.score = "residual"
+
+    config.optimizer.learning_rate = 2e-4
+    config.optimizer.b1 = 0.5
+    return config

@@ -1,0 +1,17 @@
+"""The same autoencoder, bound to give its reconstruction the code of the image.
+
+    python -m defect_jax.main --config=configs/mvtec_constrained_autoencoder.py \
+        --workdir=runs/screw --config.data.root=/path/to/mvtec --config.data.category=screw
+
+Theirs tried consistencies of 0, 0.5 and 0.9.
+"""
+
+import ml_collections
+
+from configs import mvtec_dcgan_autoencoder
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = mvtec_dcgan_autoencoder.get_config()
+    config.method.consistency = 0.5
+    return config

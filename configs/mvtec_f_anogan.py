@@ -1,0 +1,26 @@
+"""f-AnoGAN: a Wasserstein GAN of good images, then an encoder into its codes.
+
+    python -m defect_jax.main --config=configs/mvtec_f_anogan.py \
+        --workdir=runs/screw --config.data.root=/path/to/mvtec --config.data.category=screw
+
+The first phase takes train.num_steps, the encoder's method.encoder_steps.
+"""
+
+import ml_collections
+
+from configs import mvtec_dcgan_autoencoder
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = mvtec_dcgan_autoencoder.get_config()
+    config.method.name = "f_anogan"
+    config.method.discriminator = "dcgan"
+    config.method.discriminator_learning_rate = 4e-4
+    config.method.penalty_weight = 10.0
+    config.method.encoder_steps = 1000
+    config.method.feature_weight = 1.0
+
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.b1 = 0.0
+    config.optimizer.b2 = 0.9
+    return config

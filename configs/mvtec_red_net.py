@@ -1,0 +1,21 @@
+"""RED-Net: an autoencoder with additive skips, after Mao et al. 2016 and DeeCamp's group 10.
+
+    python -m defect_jax.main --config=configs/mvtec_red_net.py \
+        --workdir=runs/screw --config.data.root=/path/to/mvtec --config.data.category=screw
+
+--config.method.skips is 2, 3 or 4; the more skips, the more of a defect is copied.
+"""
+
+import ml_collections
+
+from configs import mvtec_autoencoder
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = mvtec_autoencoder.get_config()
+    config.method.model = "red_net"
+    config.method.code_dim = 256
+    config.method.skips = 2
+
+    config.optimizer.b1 = 0.5
+    return config

@@ -1,0 +1,28 @@
+"""Restoration of an image shrunk four times, after SRGAN and DeeCamp's group 10.
+
+    python -m defect_jax.main --config=configs/mvtec_srgan.py \
+        --workdir=runs/screw --config.data.root=/path/to/mvtec --config.data.category=screw
+
+The perceptual term is on the discriminator's features in place of a pretrained network's. Theirs
+has a width of 64; on a CPU take --config.method.width=16.
+"""
+
+import ml_collections
+
+from configs import mvtec_adversarial_autoencoder
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = mvtec_adversarial_autoencoder.get_config()
+    config.method.model = "sr_resnet"
+    config.method.discriminator = "srgan"
+    config.method.width = 64
+    config.method.losses = ("l2",)
+    config.method.residual = "l2"
+    config.method.reconstruction_weight = 1.0
+    config.method.adversarial_weight = 1e-3
+    config.method.feature_weight = 6e-3
+    config.method.total_variation_weight = 2e-8
+
+    config.optimizer.learning_rate = 5e-4
+    return config

@@ -1,0 +1,56 @@
+"""What all methods that rebuild images share: pixel losses, and how residuals become scores."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from defect_jax.errors import UserError, lookup
+from defect_jax.losses.pixel import RESIDUALS
+from defect_jax.methods.scoring import score_image
+
+
+class Rebuilding(NamedTuple):
+    """How a method compares an image with what it rebuilt.
+
+    Attributes:
+        losses: (image, reconstruction [B, H, W, C]) -> name -> [B], to be added up.
+        residual: the same two -> [B, H, W], what the score map shows.
+        score: score map [B, H, W] -> `score` [B] and `score_map` [B, H, W]; see `score_image`.
+    """
+
+    losses: Callable[[jax.Array, jax.Array], dict[str, jax.Array]]
+    residual: Callable[[jax.Array, jax.Array], jax.Array]
+    score: Callable[[jax.Array], dict[str, jax.Array]]
+
+
+def make_rebuilding(method: ml_collections.ConfigDict) -> Rebuilding:
+    """Reads `losses`, `residual` (names of `RESIDUALS`), `ssim_windows`, and what scoring reads.
+
+    Raises:
+        UserError: an unknown name, or no losses at all.
+    """
+    if not method.losses:
+        raise UserError("method.losses is empty: name at least one")
+    windows = tuple(method.ssim_windows)
+    by_name = {name: lookup(RESIDUALS, name, "method.losses") for name in method.losses}
+    residual = lookup(RESIDUALS, method.residual, "method.residual")
+    return Rebuilding(
+        functools.partial(_losses, by_name, windows),
+        functools.partial(residual, windows=windows),
+        functools.partial(
+            score_image, smoothing=method.smoothing, top_fraction=method.top_fraction
+        ),
+    )
+
+
+def _losses(
+    by_name: dict[str, Callable], windows: tuple[int, ...], x: jax.Array, y: jax.Array
+) -> dict[str, jax.Array]:
+    return {
+        name: jnp.mean(residual(x, y, windows=windows), axis=(1, 2))
+        for name, residual in by_name.items()
+    }
