@@ -42,6 +42,7 @@ setuptools.setup(
             "nbclient>=0.10.0",
             "nbformat>=5.10.0",
             "pytest>=8.0.0",
+            "pytest-xdist>=3.6.0",
             "ruff>=0.9.0",
             "scikit-image>=0.25.0",
             "scikit-learn>=1.6.0",

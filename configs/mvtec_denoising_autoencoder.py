@@ -15,6 +15,7 @@ from configs import mvtec_autoencoder
 def get_config() -> ml_collections.ConfigDict:
     config = mvtec_autoencoder.get_config()
     config.method.model = "unet"
+    del config.method.code_dim  # it has no code
     config.method.width = 16
     config.method.depth = 4
     config.method.normalization = "batch"

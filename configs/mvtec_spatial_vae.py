@@ -15,5 +15,6 @@ from configs import mvtec_vae
 def get_config() -> ml_collections.ConfigDict:
     config = mvtec_vae.get_config()
     config.method.model = "ssim_net"
+    del config.method.width  # it has no such field
     config.method.code_dim = 64
     return config

@@ -15,6 +15,7 @@ from configs import mvtec_adversarial_autoencoder
 def get_config() -> ml_collections.ConfigDict:
     config = mvtec_adversarial_autoencoder.get_config()
     config.method.model = "sr_resnet"
+    del config.method.code_dim  # it has no code
     config.method.discriminator = "srgan"
     config.method.width = 64
     config.method.losses = ("l2",)

@@ -35,7 +35,8 @@ class Run(NamedTuple):
         config: as the run resolved it.
         method: the Method that the config builds.
         state: the restored State.
-        predict: Batch -> dict of arrays, jitted, bound to the state.
+        predict: Batch -> dict of arrays, jitted, bound to the state; UserError where the images
+            are not uint8 [B, H, W, C] with the channels that the run was trained on.
     """
 
     config: ml_collections.ConfigDict
@@ -57,7 +58,13 @@ def load_run(workdir: str | pathlib.Path, step: int | None = None) -> Run:
     config = read_config(workdir)
     method = make_method(config)
     state = restore(workdir, abstract_state(config, method), step)
-    return Run(config, method, state, jax.jit(lambda batch: method.predict(state, batch)))
+    compiled = jax.jit(lambda batch: method.predict(state, batch))
+
+    def predict(batch: Batch) -> dict[str, jax.Array]:
+        _check_images(batch["image"], config.data.channels)
+        return compiled(batch)
+
+    return Run(config, method, state, predict)
 
 
 def example_batch(config: ml_collections.ConfigDict) -> Batch:
@@ -160,6 +167,15 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
     partial.replace(path)
+
+
+def _check_images(image: jax.Array, channels: int) -> None:
+    if image.ndim != 4 or image.dtype != jnp.uint8 or image.shape[-1] != channels:
+        kind = "grey" if channels == 1 else "colour"
+        raise UserError(
+            f"this run takes {kind} images, uint8 [B, H, W, {channels}], found {image.dtype} "
+            f"{list(image.shape)}: convert them"
+        )
 
 
 def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:

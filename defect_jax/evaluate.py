@@ -259,7 +259,7 @@ def _measure(
 ) -> tuple[Totals, list[Example]]:
     """Runs every metric over a split; keeps only the few examples to be shown."""
     totals: Totals = {}
-    chosen = set(_choose_shown(examples, config.eval.num_shown))
+    chosen = set(choose_shown(examples, config.eval.num_shown))
     shown = []
     with _csv_rows(folder / "images.csv") as write_row:
         for number, example in enumerate(predictions(config, examples, predict)):
@@ -276,7 +276,7 @@ def _measure(
     return totals, shown
 
 
-def _choose_shown(examples: Examples, count: int) -> list[int]:
+def choose_shown(examples: Examples, count: int) -> list[int]:
     """The first example of each defect type, then the second of each, and so on."""
     order = []
     for kind in np.unique(examples.defect_type):

@@ -181,6 +181,23 @@ def _outline(axes: Axes, region: np.ndarray, colour: str, nothing: str) -> None:
     axes.set(xlim=(0, width), ylim=(height, 0))
 
 
+def overlay(
+    axes: Axes,
+    image: np.ndarray,
+    heat: np.ndarray | None = None,
+    region: np.ndarray | None = None,
+    colour: str = TRUTH,
+) -> None:
+    """Shows an image, on it a score map as heat, and a region outlined."""
+    native = next((one.shape for one in (heat, region) if one is not None), image.shape)[:2]
+    axes.set(xticks=[], yticks=[])
+    _show(axes, image, native, cmap="gray", vmin=0, vmax=255)
+    if heat is not None:
+        _show(axes, heat, native, cmap=SCORE_COLOURS, vmin=0, vmax=1, alpha=heat)
+    if region is not None:
+        _outline(axes, region, colour, "")
+
+
 def curves(curves: dict[str, Curve], values: dict[str, Any]) -> Figure:
     """Draws the ROC, precision-recall and per-region-overlap curves side by side.
 

@@ -13,14 +13,14 @@ from PIL import Image
 
 from defect_jax.data import synthetic
 
-_CACHE = tempfile.TemporaryDirectory(prefix="defect_jax_compiled_")
-# The same few programs are compiled by many tests, and by their sub-processes.
-for name, value in {
-    "jax_compilation_cache_dir": _CACHE.name,
-    "jax_persistent_cache_min_compile_time_secs": 0.5,
-}.items():
-    jax.config.update(name, value)
-    os.environ[name.upper()] = str(value)
+# The same few programs are compiled by many tests, by their sub-processes, and by the processes
+# that share the tests; the first of these makes the folder.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="defect_jax_compiled_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 _DEFAULT_DATA = pathlib.Path(__file__).parents[1] / "../shared/data"
 
@@ -92,9 +92,13 @@ def shrink(mvtec_root, bsdata_root, prepared):
             config.data.synthetic.update(num_train=12, num_test_good=2, num_test_per_defect=1)
         if config.data.name == "mvtec":
             config.data.update(root=str(mvtec_root), category="part")
+            if config.method.model != "bergmann":  # which takes 128x128 pixels only
+                config.data.image_size = (64, 64)
         if config.data.name == "bsdata":
             config.data.update(root=str(bsdata_root), image_size=(32, 64))
-            config.method.update(width=4, depth=2)
+        for field, least in {"width": 4, "depth": 2, "encoder_steps": 2}.items():
+            if field in config.method:
+                config.method[field] = least
         return config
 
     return shrink

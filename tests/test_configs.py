@@ -1,14 +1,17 @@
-"""Every config trains a step and is evaluated, and every field it has is read."""
+"""Every config trains a step, and every field it has is read."""
 
 import importlib.util
 import pathlib
 
+import jax
 import ml_collections
 import pytest
 
-from defect_jax import run
+from defect_jax import checkpoint, run
+from defect_jax.devices import AXIS
 from defect_jax.evaluate import evaluate
-from defect_jax.train import train
+from defect_jax.methods import make_method
+from defect_jax.train import phase_ends, train
 
 CONFIGS = sorted(
     path for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py")
@@ -63,33 +66,71 @@ def record_reads(monkeypatch):
     return begin
 
 
+def step_abstractly(config: ml_collections.ConfigDict) -> None:
+    """Traces init, a step of every phase, and predict; computes nothing."""
+    method = make_method(config)
+    state = checkpoint.abstract_state(config, method)
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((config.train.batch_size, *leaf.shape[1:]), leaf.dtype),
+        checkpoint.example_batch(config),
+    )
+    for phase in method.phases:
+        step = jax.vmap(phase.train_step, axis_name=AXIS, in_axes=(None, 0), out_axes=None)
+        one_device = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), batch
+        )
+        after, metrics = jax.eval_shape(step, state, one_device)
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+        assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(
+            lambda leaf: leaf.shape, state
+        )
+        assert metrics["loss"].shape == ()
+    prediction = jax.eval_shape(method.predict, state, batch)
+    assert prediction["score"].shape == (config.train.batch_size,)
+    assert prediction["score_map"].shape == batch["mask"].shape
+
+
 @pytest.fixture(scope="module")
-def all_reads() -> dict[str, set[str]]:
-    """Config -> the fields that its training and evaluation read; filled by the tests."""
+def reads_of_runs() -> dict[str, set[str]]:
+    """Config -> the fields that its whole run reads; filled by the tests."""
     return {}
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_config_trains_evaluates_and_reads_what_it_sets(
-    path, shrink, tmp_path, record_reads, all_reads
-):
-    config = load_config(path)
-    default = flat(load_config(path.with_name("default.py")))
-    own = {field for field, value in flat(config).items() if default.get(field, NO_VALUE) != value}
+@pytest.mark.parametrize("name", ["quickstart", "bsdata_unet", "mvtec_f_anogan", "mvtec_ganomaly"])
+def test_config_trains_and_evaluates(name, shrink, tmp_path, record_reads, reads_of_runs):
+    """One config for each kind of step and each dataset, as a user runs it."""
+    config = load_config(CONFIGS[0].with_name(f"{name}.py"))
     config = run.open_run(shrink(config), tmp_path, "train")
     reads = record_reads(config)
     train(config, tmp_path)
     results = evaluate(config, tmp_path)
-    assert results["step"] == config.train.num_steps
-    all_reads[path.stem] = reads | READ_BEFORE
-    assert own - all_reads[path.stem] == set()
+    assert results["step"] == phase_ends(config, make_method(config))[-1]
+    assert (tmp_path / "eval/test/overlays/sheet.png").is_file()
+    reads_of_runs[name] = reads
 
 
-def test_every_default_is_read_by_some_config(all_reads):
-    if len(all_reads) < len(CONFIGS):
-        pytest.skip("needs the test of every config to have run before")
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_steps_and_reads_what_it_sets(path, shrink, record_reads, reads_of_runs):
+    if len(reads_of_runs) < 4:
+        pytest.skip("needs the runs above to have run before")
+    config = load_config(path)
+    default = flat(load_config(path.with_name("default.py")))
+    own = {field for field, value in flat(config).items() if default.get(field, NO_VALUE) != value}
+    config = shrink(config)
+    reads = record_reads(config)
+    run.check(config)
+    step_abstractly(config)
+    # What the loop and the evaluation read is the same for all configs, but for their datasets.
+    others = {field for reads_of_run in reads_of_runs.values() for field in reads_of_run}
+    others = {field for field in others if not field.startswith(("method.", "augment."))}
+    assert own - reads - others - READ_BEFORE == set()
+
+
+def test_every_default_is_read_by_some_run(reads_of_runs):
+    if len(reads_of_runs) < 4:
+        pytest.skip("needs the runs above to have run before")
     default = flat(load_config(CONFIGS[0].with_name("default.py")))
-    assert default.keys() - set().union(*all_reads.values()) == set()
+    assert default.keys() - set().union(*reads_of_runs.values()) - READ_BEFORE == set()
 
 
 def test_an_unread_field_is_found(shrink, tmp_path, record_reads):

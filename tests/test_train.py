@@ -113,6 +113,15 @@ def test_a_loaded_run_predicts_with_the_trained_parameters(config, finished):
     assert np.abs(earlier["score_map"] - prediction["score_map"]).max() > 0
 
 
+@pytest.mark.parametrize(
+    "image", [np.zeros((1, 32, 64, 1), np.uint8), np.zeros((1, 32, 64, 3), np.float32)]
+)
+def test_a_loaded_run_names_images_that_it_was_not_made_for(finished, image):
+    loaded = checkpoint.load_run(finished[0])
+    with pytest.raises(UserError, match=r"takes colour images, uint8 \[B, H, W, 3\], found"):
+        loaded.predict({"image": image})
+
+
 ONE_STEP = """
 import sys
 import jax, numpy as np

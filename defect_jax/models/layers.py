@@ -165,7 +165,8 @@ class BatchNorm(nn.Module):
             factor = scale * lax.rsqrt(var.value + _EPSILON)
             return (x * factor + (bias - mean.value * factor)).astype(self.dtype)
         axis_name = None if self.is_initializing() else self.axis_name
-        _check_variance_exists(x.shape, axis_name)
+        if not self.is_initializing():
+            _check_variance_exists(x.shape, axis_name)
         y, batch_mean, batch_var = _normalize(x, scale, bias, axis_name)
         if not self.is_initializing():
             mean.value = 0.9 * mean.value + 0.1 * lax.stop_gradient(batch_mean)

@@ -20,7 +20,7 @@ SIZE = (32, 32)
 def autoencoder_config():
     config = mvtec_autoencoder.get_config()
     config.data.update(image_size=SIZE)
-    config.method.update(model="ssim_net", code_dim=16, losses=("l2",), residual="l2")
+    config.method.update(model="ssim_net", code_dim=16, losses=("l2",), residual="l2", smoothing=0)
     config.augment.lighting_probability = 0.0
     config.optimizer.update(schedule="constant", learning_rate=3e-3)
     return config

@@ -12,6 +12,7 @@ from defect_jax.errors import UserError
 from defect_jax.method import to_float
 from defect_jax.methods import make_method, vae
 from defect_jax.models import make_coder
+from defect_jax.report import Reporter
 from defect_jax.train import parallel_steps, shard
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -27,7 +28,7 @@ SMALL = {
     "srgan": {"width": 4},
     "f_anogan": {"encoder_steps": 80, "discriminator_learning_rate": 3e-3},
     "denoising_autoencoder": {"depth": 2, "width": 8},
-    "inpainting": {"depth": 2, "width": 8, "smoothing": 0.0},
+    "inpainting": {"depth": 2, "width": 8},
 }
 
 
@@ -35,6 +36,7 @@ def small_config(name):
     config = importlib.import_module(f"configs.mvtec_{name}").get_config()
     config.data.image_size = (SIZE, SIZE)
     config.augment.lighting_probability = 0.0
+    config.method.smoothing = 0.0
     config.optimizer.update(schedule="constant", learning_rate=3e-3)
     config.train.num_steps = 80
     if "width" in config.method:
@@ -197,9 +199,10 @@ def test_scores_of_a_vae(trained, defective):
     config, _, state, _ = trained("vae")
     mask = defective["mask"] == 1
     maps = {}
-    for config.method.score in vae.SCORES:
+    for name in vae.SCORES:
+        config.method.score = name
         prediction = jax.jit(make_method(config).predict)(state, defective)
-        maps[config.method.score] = np.asarray(prediction["score_map"])
+        maps[name] = np.asarray(prediction["score_map"])
     config.method.score = "mean"
     residual = np.mean((to_float(defective["image"]) - prediction["reconstruction"]) ** 2, axis=-1)
     np.testing.assert_allclose(maps["mean"], residual, rtol=1e-4, atol=1e-6)
@@ -286,3 +289,17 @@ def test_a_batch_of_one_that_cannot_be_normalised_is_named(good):
     take_steps = parallel_steps(method.phases[0], resident=True)
     with pytest.raises(UserError, match="batch of one on 1x1 maps"):
         jax.eval_shape(take_steps, state, data, order, order, 1)
+
+
+@pytest.mark.parametrize(("name", "exploding"), [("vae", "kl"), ("srgan", "generator_loss")])
+def test_a_loss_that_explodes_stops_the_run_and_is_named(name, exploding, trained, good):
+    """The same program as in training, from parameters as a far too high learning rate leaves."""
+    _, method, state, _ = trained(name)
+    state = state.replace(params=jax.tree.map(lambda leaf: 1e30 * leaf, state.params))
+    order = shard(np.tile(good["index"], (80, 1)), axis=1)
+    data = {key: good[key] for key in ("image", "mask", "label")}
+    _, metrics = parallel_steps(method.phases[0], resident=True)(state, data, order, order, 1)
+    reporter = Reporter([], len(good["image"]), 80, 100)
+    reporter.add(1, metrics, 1)
+    with pytest.raises(UserError, match=f"{exploding}.* not finite at step 1"):
+        reporter.check(1)
