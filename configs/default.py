@@ -33,9 +33,6 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.method = ml_collections.ConfigDict()
     config.method.ssim_windows = (11,)
-    config.method.consistency = 0.0
-    config.method.corruption = ml_collections.ConfigDict()
-    config.method.corruption.name = "none"  # see defect_jax/data/corrupt.py
     config.method.smoothing = 0.0
     config.method.top_fraction = 0.0
 

@@ -14,6 +14,7 @@ from configs import mvtec_dcgan_autoencoder
 def get_config() -> ml_collections.ConfigDict:
     config = mvtec_dcgan_autoencoder.get_config()
     config.method.name = "adversarial_autoencoder"
+    del config.method.consistency, config.method.corruption  # it has neither
     config.method.discriminator = "dcgan"
     config.method.losses = ("l1",)
     config.method.residual = "l1"

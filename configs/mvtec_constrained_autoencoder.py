@@ -1,4 +1,4 @@
-"""The same autoencoder, bound to give its reconstruction the code of the image.
+"""The DCGAN-like autoencoder, bound to give its reconstruction the code of the image.
 
     python -m defect_jax.main --config=configs/mvtec_constrained_autoencoder.py \
         --workdir=runs/screw --config.data.root=/path/to/mvtec --config.data.category=screw

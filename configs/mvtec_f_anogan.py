@@ -14,6 +14,7 @@ from configs import mvtec_dcgan_autoencoder
 def get_config() -> ml_collections.ConfigDict:
     config = mvtec_dcgan_autoencoder.get_config()
     config.method.name = "f_anogan"
+    del config.method.consistency, config.method.corruption  # it has neither
     config.method.discriminator = "dcgan"
     config.method.discriminator_learning_rate = 4e-4
     config.method.penalty_weight = 10.0

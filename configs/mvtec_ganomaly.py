@@ -3,7 +3,8 @@
     python -m defect_jax.main --config=configs/mvtec_ganomaly.py \
         --workdir=runs/screw --config.data.root=/path/to/mvtec --config.data.category=screw
 
-Akcay et al. 2018, with their weights; their adversarial loss is feature matching alone.
+Akcay et al. 2018, with their weights; their adversarial loss is feature matching alone. The score
+is the mean square of the distance of codes, where the paper has the sum of its absolute values.
 """
 
 import ml_collections

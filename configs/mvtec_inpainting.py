@@ -4,6 +4,7 @@
         --workdir=runs/screw --config.data.root=/path/to/mvtec --config.data.category=screw
 
 At test time every pixel is rebuilt once for each size of cell from an image where it is hidden.
+Score maps are smoothed by a Gaussian, where the paper takes means over 21x21 pixels of 256x256.
 """
 
 import ml_collections

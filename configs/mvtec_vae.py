@@ -16,6 +16,7 @@ from configs import mvtec_dcgan_autoencoder
 def get_config() -> ml_collections.ConfigDict:
     config = mvtec_dcgan_autoencoder.get_config()
     config.method.name = "vae"
+    del config.method.corruption  # it has none
     config.method.kl_weight = 2e-5
     config.method.kl_warmup_steps = 500
     config.method.score = "mean"

@@ -26,6 +26,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.code_dim = 100
     config.method.losses = ("ssim",)
     config.method.residual = "ssim"
+    config.method.consistency = 0.0
+    config.method.corruption = ml_collections.ConfigDict()
+    config.method.corruption.name = "none"  # see defect_jax/data/corrupt.py
     config.method.smoothing = 2.0
 
     config.train.num_steps = 400

@@ -36,7 +36,7 @@ class Run(NamedTuple):
         method: the Method that the config builds.
         state: the restored State.
         predict: Batch -> dict of arrays, jitted, bound to the state; UserError where the images
-            are not uint8 [B, H, W, C] with the channels that the run was trained on.
+            are not uint8 [B, H, W, C] of the size and channels that the run was trained on.
     """
 
     config: ml_collections.ConfigDict
@@ -61,7 +61,7 @@ def load_run(workdir: str | pathlib.Path, step: int | None = None) -> Run:
     compiled = jax.jit(lambda batch: method.predict(state, batch))
 
     def predict(batch: Batch) -> dict[str, jax.Array]:
-        _check_images(batch["image"], config.data.channels)
+        _check_images(batch["image"], (*config.data.image_size, config.data.channels))
         return compiled(batch)
 
     return Run(config, method, state, predict)
@@ -169,11 +169,10 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     partial.replace(path)
 
 
-def _check_images(image: jax.Array, channels: int) -> None:
-    if image.ndim != 4 or image.dtype != jnp.uint8 or image.shape[-1] != channels:
-        kind = "grey" if channels == 1 else "colour"
+def _check_images(image: jax.Array, shape: tuple[int, ...]) -> None:
+    if image.dtype != jnp.uint8 or image.ndim != 4 or image.shape[1:] != shape:
         raise UserError(
-            f"this run takes {kind} images, uint8 [B, H, W, {channels}], found {image.dtype} "
+            f"this run takes images uint8 [B, {', '.join(map(str, shape))}], found {image.dtype} "
             f"{list(image.shape)}: convert them"
         )
 

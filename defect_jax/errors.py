@@ -3,6 +3,8 @@
 from collections.abc import Collection
 from typing import Any
 
+import ml_collections
+
 
 class UserError(ValueError):
     """Bad input: data, config or workdir.
@@ -17,6 +19,20 @@ def require(value: Any, known: Collection, kind: str) -> None:
     if value not in known:
         choices = ", ".join(str(choice) for choice in sorted(known))
         raise UserError(f"unknown {kind} '{value}': choose one of {choices}")
+
+
+def field(node: ml_collections.ConfigDict, name: str, path: str) -> Any:
+    """Returns the field `name` of a config's node, whose path is `path`.
+
+    Raises:
+        UserError: the node has no such field.
+    """
+    if name not in node:
+        raise UserError(
+            f"this config has no field {path}.{name}, which what {path} names needs: start from a "
+            "config of that kind"
+        )
+    return node[name]
 
 
 def lookup(table: dict[str, Any], name: str, kind: str) -> Any:

@@ -10,7 +10,7 @@ from defect_jax.errors import UserError, require
 from defect_jax.evaluate import evaluate
 from defect_jax.methods import make_method
 from defect_jax.metrics import RULES
-from defect_jax.train import check_batch_size, train
+from defect_jax.train import check_batch_size, check_steps, train
 
 COUNTS = (
     "train.num_steps",
@@ -102,7 +102,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     for field in SHARES:
         if not 0 < config.eval[field] <= 1:
             raise UserError(f"eval.{field} is {config.eval[field]}: it must lie in (0, 1]")
-    checkpoint.abstract_state(config, make_method(config))
+    check_steps(config, make_method(config))
 
 
 def _run_each(

@@ -127,9 +127,8 @@ def _adversarial_step(
         updates, opt_state[name] = tx.update(gradient, state.opt_state[name], state.params[name])
         params[name] = optax.apply_updates(state.params[name], updates)
         metrics[f"{name}_gradient_norm"] = optax.tree.norm(gradient)
-    first = next(iter(txs))
-    metrics["loss"] = metrics[f"{first}_loss"]
-    metrics["learning_rate"] = optim.learning_rate(opt_state[first])
+        metrics[f"{name}_learning_rate"] = optim.learning_rate(opt_state[name])
+    metrics["loss"] = metrics[f"{next(iter(txs))}_loss"]
     state = state.replace(
         step=state.step + 1, params=params, batch_stats=aux.batch_stats, opt_state=opt_state
     )

@@ -76,6 +76,27 @@ def check_batch_size(config: ml_collections.ConfigDict) -> None:
         )
 
 
+def check_steps(config: ml_collections.ConfigDict, method: Method) -> None:
+    """Traces a step of each phase and a prediction, and computes nothing.
+
+    Raises:
+        UserError: what images and networks of these sizes cannot do.
+    """
+    state = checkpoint.abstract_state(config, method)
+    count = jax.device_count()
+
+    def shapes(*leading: int) -> Batch:
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((*leading, *leaf.shape[1:]), leaf.dtype),
+            checkpoint.example_batch(config),
+        )
+
+    for phase in method.phases:
+        step = jax.vmap(phase.train_step, in_axes=(None, 0), out_axes=None, axis_name=AXIS)
+        jax.eval_shape(step, state, shapes(count, config.train.batch_size // count))
+    jax.eval_shape(method.predict, state, shapes(config.eval.batch_size))
+
+
 def phase_ends(config: ml_collections.ConfigDict, method: Method) -> list[int]:
     """The step at which each phase ends."""
     lengths = (

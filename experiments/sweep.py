@@ -146,8 +146,8 @@ def make_cells(
     """The cells of the grid; every row of the table has its first seed before any has a second.
 
     Raises:
-        UserError: see `load_config` and `override`; two configs of one name; or, for all
-            categories, no images.
+        UserError: see `load_config` and `override`; two configs of one name; one model over all
+            categories; or, for all categories, no images.
     """
     loaded: dict[str, ml_collections.ConfigDict] = {}
     for name in configs:
@@ -159,6 +159,11 @@ def make_cells(
             override(loaded[stem], assignment, stem)
     grid = []
     for seed, (name, config) in itertools.product(seeds, loaded.items()):
+        if config.data.one_model:
+            raise UserError(
+                f"{name} has data.one_model=True, and a cell is a run of one category: run it with "
+                "python -m defect_jax.main"
+            )
         config.data.category = "all"
         for category in datasets.categories(config) if "all" in categories else categories:
             one = config.copy_and_resolve_references()

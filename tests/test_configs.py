@@ -1,14 +1,15 @@
 """Every config trains a step, and every field it has is read."""
 
+import contextlib
 import importlib.util
 import pathlib
+from collections.abc import Callable, Iterator
 
 import jax
 import ml_collections
 import pytest
 
 from defect_jax import checkpoint, run
-from defect_jax.devices import AXIS
 from defect_jax.evaluate import evaluate
 from defect_jax.methods import make_method
 from defect_jax.train import phase_ends, train
@@ -37,105 +38,111 @@ def flat(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, objec
     return values
 
 
-@pytest.fixture
-def record_reads(monkeypatch):
-    """Calling it with a config begins to record; the returned set grows by the fields read."""
+@contextlib.contextmanager
+def recording(config: ml_collections.ConfigDict) -> Iterator[set[str]]:
+    """Yields a set that grows by the fields of the config that are read meanwhile."""
+    reads: set[str] = set()
+    prefixes: dict[int, str] = {}
 
-    def begin(config: ml_collections.ConfigDict) -> set[str]:
-        reads: set[str] = set()
-        prefixes: dict[int, str] = {}
+    def register(node: ml_collections.ConfigDict, prefix: str) -> None:
+        prefixes[id(node)] = prefix
+        for key, value in node.items():
+            if isinstance(value, ml_collections.ConfigDict):
+                register(value, f"{prefix}{key}.")
 
-        def register(node: ml_collections.ConfigDict, prefix: str) -> None:
-            prefixes[id(node)] = prefix
-            for key, value in node.items():
-                if isinstance(value, ml_collections.ConfigDict):
-                    register(value, f"{prefix}{key}.")
-
-        register(config, "")
-        plain = ml_collections.ConfigDict.__getattr__
-
-        def recording(node, name):
+    def recorded(plain: Callable) -> Callable:
+        def read(node, name):
             value = plain(node, name)
             if id(node) in prefixes and not isinstance(value, ml_collections.ConfigDict):
                 reads.add(prefixes[id(node)] + name)
             return value
 
-        monkeypatch.setattr(ml_collections.ConfigDict, "__getattr__", recording)
-        return reads
+        return read
 
-    return begin
-
-
-def step_abstractly(config: ml_collections.ConfigDict) -> None:
-    """Traces init, a step of every phase, and predict; computes nothing."""
-    method = make_method(config)
-    state = checkpoint.abstract_state(config, method)
-    batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((config.train.batch_size, *leaf.shape[1:]), leaf.dtype),
-        checkpoint.example_batch(config),
-    )
-    for phase in method.phases:
-        step = jax.vmap(phase.train_step, axis_name=AXIS, in_axes=(None, 0), out_axes=None)
-        one_device = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), batch
-        )
-        after, metrics = jax.eval_shape(step, state, one_device)
-        assert jax.tree.structure(after) == jax.tree.structure(state)
-        assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(
-            lambda leaf: leaf.shape, state
-        )
-        assert metrics["loss"].shape == ()
-    prediction = jax.eval_shape(method.predict, state, batch)
-    assert prediction["score"].shape == (config.train.batch_size,)
-    assert prediction["score_map"].shape == batch["mask"].shape
+    register(config, "")
+    with pytest.MonkeyPatch.context() as patch:
+        for access in ("__getattr__", "__getitem__"):
+            plain = getattr(ml_collections.ConfigDict, access)
+            patch.setattr(ml_collections.ConfigDict, access, recorded(plain))
+        yield reads
 
 
 @pytest.fixture(scope="module")
-def reads_of_runs() -> dict[str, set[str]]:
-    """Config -> the fields that its whole run reads; filled by the tests."""
-    return {}
+def reads_of_runs(shrink, tmp_path_factory) -> dict[str, set[str]]:
+    """What a whole run reads, by config: one for each kind of step and each dataset."""
+    reads = {}
+    for name in ("quickstart", "bsdata_unet", "mvtec_f_anogan", "mvtec_ganomaly"):
+        workdir = tmp_path_factory.mktemp(name)
+        config = run.open_run(
+            shrink(load_config(CONFIGS[0].with_name(f"{name}.py"))), workdir, "train"
+        )
+        with recording(config) as reads[name]:
+            train(config, workdir)
+            results = evaluate(config, workdir)
+        assert results["step"] == phase_ends(config, make_method(config))[-1]
+        assert (workdir / "eval/test/overlays/sheet.png").is_file()
+    return reads
 
 
-@pytest.mark.parametrize("name", ["quickstart", "bsdata_unet", "mvtec_f_anogan", "mvtec_ganomaly"])
-def test_config_trains_and_evaluates(name, shrink, tmp_path, record_reads, reads_of_runs):
-    """One config for each kind of step and each dataset, as a user runs it."""
-    config = load_config(CONFIGS[0].with_name(f"{name}.py"))
-    config = run.open_run(shrink(config), tmp_path, "train")
-    reads = record_reads(config)
-    train(config, tmp_path)
-    results = evaluate(config, tmp_path)
-    assert results["step"] == phase_ends(config, make_method(config))[-1]
-    assert (tmp_path / "eval/test/overlays/sheet.png").is_file()
-    reads_of_runs[name] = reads
+def unread(path: pathlib.Path, config: ml_collections.ConfigDict, elsewhere: set[str]) -> set[str]:
+    """The fields that a config sets and that neither its method nor anything elsewhere reads."""
+    default = flat(load_config(path.with_name("default.py")))
+    own = {field for field, value in flat(config).items() if default.get(field, NO_VALUE) != value}
+    with recording(config) as reads:
+        run.check(config)
+    # What a method and its augmentation read, no other method can read in its place.
+    shared = {field for field in elsewhere if not field.startswith(("method.", "augment."))}
+    return own - reads - shared - READ_BEFORE
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_config_steps_and_reads_what_it_sets(path, shrink, record_reads, reads_of_runs):
-    if len(reads_of_runs) < 4:
-        pytest.skip("needs the runs above to have run before")
+def test_config_steps_and_reads_what_it_sets(path, shrink, reads_of_runs):
+    """`run.check` traces a step of every phase, and a prediction."""
     config = load_config(path)
-    default = flat(load_config(path.with_name("default.py")))
-    own = {field for field, value in flat(config).items() if default.get(field, NO_VALUE) != value}
-    config = shrink(config)
-    reads = record_reads(config)
-    run.check(config)
-    step_abstractly(config)
-    # What the loop and the evaluation read is the same for all configs, but for their datasets.
-    others = {field for reads_of_run in reads_of_runs.values() for field in reads_of_run}
-    others = {field for field in others if not field.startswith(("method.", "augment."))}
-    assert own - reads - others - READ_BEFORE == set()
+    own = set(flat(config))
+    elsewhere = set().union(*reads_of_runs.values())
+    assert unread(path, shrink(config), elsewhere) & own == set()
 
 
 def test_every_default_is_read_by_some_run(reads_of_runs):
-    if len(reads_of_runs) < 4:
-        pytest.skip("needs the runs above to have run before")
     default = flat(load_config(CONFIGS[0].with_name("default.py")))
     assert default.keys() - set().union(*reads_of_runs.values()) - READ_BEFORE == set()
 
 
-def test_an_unread_field_is_found(shrink, tmp_path, record_reads):
-    config = load_config(CONFIGS[0])
-    config.method.no_such_thing = 1
-    reads = record_reads(config)
-    assert config.seed == 0
-    assert "method.no_such_thing" in flat(config).keys() - reads and "seed" in reads
+def test_an_unread_field_is_found(shrink, reads_of_runs):
+    path = CONFIGS[0].with_name("mvtec_vae.py")
+    config = shrink(load_config(path))
+    config.method.corruption = ml_collections.ConfigDict({"name": "none"})
+    elsewhere = set().union(*reads_of_runs.values())
+    assert unread(path, config, elsewhere) == {"method.corruption.name"}
+
+
+PARAMETERS = {
+    "quickstart": 1_050_599,
+    "bsdata_unet": 1_942_594,
+    "mvtec_autoencoder": 1_050_599,
+    "mvtec_ssim_net": 2_082_118,
+    "mvtec_ssim_net_lite": 611_330,
+    "mvtec_multiscale_ssim": 2_082_118,
+    "mvtec_red_net": 2_772_870,
+    "mvtec_dcgan_autoencoder": 95_710_464,
+    "mvtec_constrained_autoencoder": 95_710_464,
+    "mvtec_vae": 98_987_264,
+    "mvtec_constrained_vae": 98_987_264,
+    "mvtec_spatial_vae": 1_712_966,
+    "mvtec_adversarial_autoencoder": 140_321_536,
+    "mvtec_ganomaly": 188_176_640,
+    "mvtec_srgan": 5_947_084,
+    "mvtec_f_anogan": 140_321_536,
+    "mvtec_denoising_autoencoder": 1_942_611,
+    "mvtec_deblurring": 1_942_611,
+    "mvtec_inpainting": 1_942_611,
+}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_parameter_count(path):
+    """Of all players together; those of each network are worked out in its own test."""
+    config = load_config(path)
+    params = checkpoint.abstract_state(config, make_method(config)).params
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == PARAMETERS[path.stem]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import bsdata_unet, mvtec_autoencoder, quickstart
+from configs import bsdata_unet, mvtec_autoencoder, mvtec_ganomaly, quickstart
 from defect_jax import checkpoint, report, run, steps
 from defect_jax.errors import UserError
 from defect_jax.method import Method, Phase, State
@@ -114,11 +114,16 @@ def test_a_loaded_run_predicts_with_the_trained_parameters(config, finished):
 
 
 @pytest.mark.parametrize(
-    "image", [np.zeros((1, 32, 64, 1), np.uint8), np.zeros((1, 32, 64, 3), np.float32)]
+    "image",
+    [
+        np.zeros((1, 32, 64, 1), np.uint8),
+        np.zeros((1, 32, 64, 3), np.float32),
+        np.zeros((1, 64, 64, 3), np.uint8),
+    ],
 )
 def test_a_loaded_run_names_images_that_it_was_not_made_for(finished, image):
     loaded = checkpoint.load_run(finished[0])
-    with pytest.raises(UserError, match=r"takes colour images, uint8 \[B, H, W, 3\], found"):
+    with pytest.raises(UserError, match=r"takes images uint8 \[B, 32, 64, 3\], found"):
         loaded.predict({"image": image})
 
 
@@ -135,8 +140,17 @@ np.savez(out + "/leaves.npz", *[np.asarray(leaf) for leaf in leaves], devices=ja
 """
 
 
-def test_one_step_on_eight_devices_equals_one_step_on_one(config, tmp_path):
-    config = config.copy_and_resolve_references()
+@pytest.fixture(scope="module")
+def game(shrink):
+    """GANomaly: two players, batch statistics in both."""
+    config = shrink(mvtec_ganomaly.get_config())
+    config.data.image_size = (32, 32)
+    return config
+
+
+@pytest.mark.parametrize("name", ["config", "game"])
+def test_one_step_on_eight_devices_equals_one_step_on_one(name, request, tmp_path):
+    config = request.getfixturevalue(name).copy_and_resolve_references()
     config.train.update(batch_size=8, num_steps=1)
     # Adam divides by the gradient's size, which blows rounding up where the gradient is zero.
     config.optimizer.update(name="sgd", schedule="constant", learning_rate=0.1, warmup_steps=0)

@@ -1,4 +1,4 @@
-"""Residuals between an image and its reconstruction.
+"""Residuals between an image and its reconstruction, and what a reconstruction costs by itself.
 
 A residual is a map; its mean is the loss and, at test time, the map itself is the score map, so
 both come from one function.

@@ -48,7 +48,7 @@ def adversarial_autoencoder(config: ml_collections.ConfigDict) -> Method:
         "latent": method.latent_weight,
         "total_variation": method.total_variation_weight,
     }
-    if min(weights.values()) < 0 or not any(weights.values()):
+    if not all(weight >= 0 for weight in weights.values()) or not any(weights.values()):
         raise UserError(f"weights of the losses {weights}: all must be 0 or more, and one above 0")
     require(method.score, SCORES, "method.score")
     if method.score == "latent" and not weights["latent"]:
@@ -105,7 +105,7 @@ def _losses(
     (real, real_features), stats["discriminator"] = judge(stats["discriminator"], image)
     (fake, fake_features), stats["discriminator"] = judge(stats["discriminator"], rebuilt)
     parts = {
-        "reconstruction": sum(rebuilding.losses(image, rebuilt).values(), jnp.zeros(())),
+        "reconstruction": rebuilding.losses(image, rebuilt)[0],
         "adversarial": generator_loss(fake),
         "feature": squared_distance(real_features, fake_features),
         "total_variation": total_variation(rebuilt),

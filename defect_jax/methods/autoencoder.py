@@ -31,7 +31,8 @@ def autoencoder(config: ml_collections.ConfigDict) -> Method:
     `score_image`), and `consistency` in [0, 1], for models with a code: the loss is
     (1 - consistency) times the pixel losses plus consistency times the squared distance between
     the codes of image and reconstruction. That is the "constrained" autoencoder of
-    https://github.com/VectorInstitute/Computer_Vision_Project (image/Defect Detection).
+    https://github.com/VectorInstitute/Computer_Vision_Project
+    (image/Defect Detection/ConstrainedAEs).
     """
     method = config.method
     check_consistency(method)
@@ -74,8 +75,7 @@ def _losses(
     views = corruption.train(image, corrupt_keys)
     copies, batch_stats = apply(_stacked(views.image))
     rebuilt = _joined(copies, views)
-    parts = rebuilding.losses(image, rebuilt)
-    losses = sum(parts.values(), jnp.zeros(()))
+    losses, parts = rebuilding.losses(image, rebuilt)
     if consistency:
         code, again = (apply(x, method="encode")[0] for x in (image, rebuilt))
         parts["consistency"] = squared_distance(code, again)

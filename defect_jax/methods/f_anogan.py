@@ -17,6 +17,7 @@ import optax
 
 from defect_jax import models, optim, steps
 from defect_jax.data.augment import augment
+from defect_jax.errors import UserError, require
 from defect_jax.losses.adversarial import gradient_penalty
 from defect_jax.losses.latent import squared_distance
 from defect_jax.method import Batch, Method, Phase, State, apply_train, init_players, to_float
@@ -28,18 +29,19 @@ Players = dict[str, nn.Module]
 def f_anogan(config: ml_collections.ConfigDict) -> Method:
     """A Wasserstein GAN with gradient penalty, then an encoder into its codes.
 
-    Reads from `config.method`: `model` (a name of `models.CODERS`: its decoder is the generator,
-    its encoder the encoder), `code_dim`, `width`, `discriminator` (a name of
+    Reads from `config.method`: `model` ('dcgan' or 'bergmann', whose codes are vectors: its decoder
+    is the generator, its encoder the encoder), `code_dim`, `width`, `discriminator` (a name of
     `models.DISCRIMINATORS`), `discriminator_learning_rate` (in place of several of its steps for
     one of the generator: the two-time-scale rule of Heusel et al. 2017,
     https://arxiv.org/abs/1706.08500), `penalty_weight`, `encoder_steps` (the length of the second
     phase; the first takes `config.train.num_steps`), `feature_weight` (the paper's kappa), and
     what `make_rebuilding` reads.
 
-    The image's score is the paper's: mean squared residual plus feature_weight times the distance
-    of the critic's features; the score map is the residual.
+    The image's score is the paper's, mean squared residual plus feature_weight times the distance
+    of the critic's features, whatever `top_fraction` says; the score map is the residual.
     """
     method = config.method
+    _check(method)
     coder = models.make_coder(config)
     players = {
         "generator": coder.decoder,
@@ -47,14 +49,7 @@ def f_anogan(config: ml_collections.ConfigDict) -> Method:
         "discriminator": models.make_discriminator(config, "group"),
         "encoder": coder.encoder,
     }
-    critic = config.optimizer.copy_and_resolve_references()
-    critic.learning_rate = method.discriminator_learning_rate
-    num_steps = config.train.num_steps
-    txs = {
-        "generator": optim.make_optimizer(config.optimizer, num_steps),
-        "discriminator": optim.make_optimizer(critic, num_steps),
-        "encoder": optim.make_optimizer(config.optimizer, method.encoder_steps),
-    }
+    txs = _make_txs(config)
     rebuilding = make_rebuilding(method)
     gan_losses = functools.partial(
         _gan_losses, players, method.code_dim, method.penalty_weight, config.augment
@@ -74,6 +69,29 @@ def f_anogan(config: ml_collections.ConfigDict) -> Method:
         ),
         predict=functools.partial(_predict, players, rebuilding, method.feature_weight),
     )
+
+
+def _check(method: ml_collections.ConfigDict) -> None:
+    require(method.model, ("dcgan", "bergmann"), "method.model with a vector for a code")
+    for name, value, least in (
+        ("encoder_steps", method.encoder_steps, 1),
+        ("penalty_weight", method.penalty_weight, 0),
+        ("feature_weight", method.feature_weight, 0),
+        ("discriminator_learning_rate", method.discriminator_learning_rate, 0),
+    ):
+        if not value >= least:
+            raise UserError(f"method.{name} is {value}: it must be at least {least}")
+
+
+def _make_txs(config: ml_collections.ConfigDict) -> dict[str, optax.GradientTransformation]:
+    critic = config.optimizer.copy_and_resolve_references()
+    critic.learning_rate = config.method.discriminator_learning_rate
+    num_steps = config.train.num_steps
+    return {
+        "generator": optim.make_optimizer(config.optimizer, num_steps),
+        "discriminator": optim.make_optimizer(critic, num_steps),
+        "encoder": optim.make_optimizer(config.optimizer, config.method.encoder_steps),
+    }
 
 
 def _init(
@@ -132,12 +150,14 @@ def _encoder_losses(
     code, stats["encoder"] = apply_train(
         players["encoder"], params["encoder"], stats["encoder"], image
     )
-    rebuilt: Any = players["generator"].apply(
-        {"params": params["generator"], "batch_stats": stats["generator"]}, code, train=False
+    # The others stay as they are, so what the encoder learns to invert is what will predict.
+    generator, critic = (
+        optim.trained_variables(state, name) for name in ("generator", "discriminator")
     )
-    features = functools.partial(_features, players, {"params": params["discriminator"]})
+    rebuilt: Any = players["generator"].apply(generator, code, train=False)
+    features = functools.partial(_features, players, critic)
     parts = {
-        "reconstruction": sum(rebuilding.losses(image, rebuilt).values(), jnp.zeros(())),
+        "reconstruction": rebuilding.losses(image, rebuilt)[0],
         "feature": squared_distance(features(image), features(rebuilt)),
     }
     losses = parts["reconstruction"] + feature_weight * parts["feature"]

@@ -17,12 +17,12 @@ class Rebuilding(NamedTuple):
     """How a method compares an image with what it rebuilt.
 
     Attributes:
-        losses: (image, reconstruction [B, H, W, C]) -> name -> [B], to be added up.
+        losses: (image, reconstruction [B, H, W, C]) -> total [B] and its parts, name -> [B].
         residual: the same two -> [B, H, W], what the score map shows.
         score: score map [B, H, W] -> `score` [B] and `score_map` [B, H, W]; see `score_image`.
     """
 
-    losses: Callable[[jax.Array, jax.Array], dict[str, jax.Array]]
+    losses: Callable[[jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
     residual: Callable[[jax.Array, jax.Array], jax.Array]
     score: Callable[[jax.Array], dict[str, jax.Array]]
 
@@ -31,11 +31,13 @@ def make_rebuilding(method: ml_collections.ConfigDict) -> Rebuilding:
     """Reads `losses`, `residual` (names of `RESIDUALS`), `ssim_windows`, and what scoring reads.
 
     Raises:
-        UserError: an unknown name, or no losses at all.
+        UserError: an unknown name, no losses at all, or a window that SSIM cannot take.
     """
     if not method.losses:
         raise UserError("method.losses is empty: name at least one")
     windows = tuple(method.ssim_windows)
+    if not windows or any(window < 3 or window % 2 == 0 for window in windows):
+        raise UserError(f"method.ssim_windows is {windows}: name odd sizes of 3 pixels or more")
     by_name = {name: lookup(RESIDUALS, name, "method.losses") for name in method.losses}
     residual = lookup(RESIDUALS, method.residual, "method.residual")
     return Rebuilding(
@@ -49,8 +51,9 @@ def make_rebuilding(method: ml_collections.ConfigDict) -> Rebuilding:
 
 def _losses(
     by_name: dict[str, Callable], windows: tuple[int, ...], x: jax.Array, y: jax.Array
-) -> dict[str, jax.Array]:
-    return {
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    parts = {
         name: jnp.mean(residual(x, y, windows=windows), axis=(1, 2))
         for name, residual in by_name.items()
     }
+    return sum(parts.values(), jnp.zeros(())), parts

@@ -11,13 +11,11 @@ import flax.linen as nn
 import jax
 import ml_collections
 
-from defect_jax import optim, steps
+from defect_jax import models, optim, steps
 from defect_jax.data.augment import augment
-from defect_jax.devices import AXIS
 from defect_jax.errors import lookup
 from defect_jax.losses.segmentation import SEGMENTATION_LOSSES
 from defect_jax.method import (
-    DTYPES,
     Batch,
     Method,
     Phase,
@@ -27,26 +25,18 @@ from defect_jax.method import (
     to_float,
 )
 from defect_jax.methods.scoring import score_image
-from defect_jax.models import SEGMENTERS
 
 
 def segmenter(config: ml_collections.ConfigDict) -> Method:
     """A network that gives every pixel a class.
 
-    Reads from `config.method`: `model` (a name of `SEGMENTERS`), `width`, `depth`,
+    Reads from `config.method`: `model` (a name of `models.SEGMENTERS`), `width`, `depth`,
     `normalization`, `losses` (names of `SEGMENTATION_LOSSES`, added up), `smoothing` and
     `top_fraction` (see `score_image`); the number of classes is `config.data.num_classes`. The
     score map is the log-odds of a pixel being no background.
     """
     method = config.method
-    model = lookup(SEGMENTERS, method.model, "method.model")(
-        width=method.width,
-        depth=method.depth,
-        num_classes=config.data.num_classes,
-        normalization=method.normalization,
-        dtype=lookup(DTYPES, config.dtype, "dtype"),
-        axis_name=AXIS,
-    )
+    model = models.make_segmenter(config)
     losses = [lookup(SEGMENTATION_LOSSES, name, "method.losses") for name in method.losses]
     score = functools.partial(
         score_image, smoothing=method.smoothing, top_fraction=method.top_fraction

@@ -26,17 +26,19 @@ def vae(config: ml_collections.ConfigDict) -> Method:
     """A variational autoencoder trained on good images.
 
     Reads from `config.method`: `model` (a name of `models.CODERS`), `code_dim`, `losses`,
-    `residual`, `ssim_windows`, `smoothing`, `top_fraction` and `consistency` (as `autoencoder`
-    does); `kl_weight`, what a nat of a code's divergence costs beside the pixel losses, which are
-    means over pixels, reached linearly over `kl_warmup_steps`; `score`, a name of `SCORES`, and
-    `num_samples`, how many codes 'samples' draws.
+    `residual`, `ssim_windows`, `smoothing` and `top_fraction` (as `autoencoder` does);
+    `kl_weight`, what a nat of a code's divergence costs beside the pixel losses, which are means
+    over pixels, reached linearly over `kl_warmup_steps`; `consistency` in [0, 1], which weighs the
+    pixel losses against the squared distance from the drawn code to the mean code of what it
+    gives; `score`, 'mean', 'samples' or 'gradient', and `num_samples`, how many codes 'samples'
+    draws.
 
     With the loss 'l2', a kl_weight of 2 sigma^2 / (H W C) makes the loss the negative ELBO (but
     for scale and constants) of pixels with Gaussian noise of variance sigma^2.
     """
     method = config.method
     check_consistency(method)
-    if method.kl_weight < 0 or method.kl_warmup_steps < 0 or method.num_samples < 1:
+    if not method.kl_weight >= 0 or method.kl_warmup_steps < 0 or method.num_samples < 1:
         raise UserError(
             f"method.kl_weight is {method.kl_weight}, kl_warmup_steps {method.kl_warmup_steps} and "
             f"num_samples {method.num_samples}: they must be at least 0, 0 and 1"
@@ -46,13 +48,12 @@ def vae(config: ml_collections.ConfigDict) -> Method:
     kl_weight = optax.linear_schedule(0.0, method.kl_weight, method.kl_warmup_steps)
     if not method.kl_warmup_steps:
         kl_weight = optax.constant_schedule(method.kl_weight)
-    score_map = functools.partial(
-        lookup(SCORES, method.score, "method.score"),
-        model,
-        rebuilding,
-        method.kl_weight,
-        method.num_samples,
-    )
+    scores = {
+        "mean": functools.partial(_score_mean, model, rebuilding),
+        "samples": functools.partial(_score_samples, model, rebuilding, method.num_samples),
+        "gradient": functools.partial(_score_gradient, model, rebuilding, method.kl_weight),
+    }
+    score_map = lookup(scores, method.score, "method.score")
     tx = optim.make_optimizer(config.optimizer, config.train.num_steps)
     losses = functools.partial(
         _losses, model, rebuilding, kl_weight, method.consistency, config.augment
@@ -81,8 +82,8 @@ def _losses(
     mean, log_variance = jnp.split(moments, 2, axis=-1)
     code = reparameterize(mean, log_variance, code_keys)
     rebuilt, batch_stats = apply_train(model, params, batch_stats, code, method="decode")
-    parts = rebuilding.losses(image, rebuilt)
-    losses = (1 - consistency) * sum(parts.values(), jnp.zeros(()))
+    losses, parts = rebuilding.losses(image, rebuilt)
+    losses = (1 - consistency) * losses
     parts["kl"] = kl_divergence(mean, log_variance)
     losses += kl_weight(state.step) * parts["kl"]
     if consistency:
@@ -114,12 +115,7 @@ def _decode(model: Autoencoder, variables: Any, code: jax.Array) -> Any:
 
 
 def _score_mean(
-    model: Autoencoder,
-    rebuilding: Rebuilding,
-    kl_weight: float,
-    num_samples: int,
-    variables: Any,
-    image: jax.Array,
+    model: Autoencoder, rebuilding: Rebuilding, variables: Any, image: jax.Array
 ) -> jax.Array:
     """The residual of what the mean code gives."""
     mean, _ = _encode(model, variables, image)
@@ -129,7 +125,6 @@ def _score_mean(
 def _score_samples(
     model: Autoencoder,
     rebuilding: Rebuilding,
-    kl_weight: float,
     num_samples: int,
     variables: Any,
     image: jax.Array,
@@ -152,7 +147,6 @@ def _score_gradient(
     model: Autoencoder,
     rebuilding: Rebuilding,
     kl_weight: float,
-    num_samples: int,
     variables: Any,
     image: jax.Array,
 ) -> jax.Array:
@@ -165,13 +159,8 @@ def _score_gradient(
 
     def negative_elbo(image: jax.Array) -> jax.Array:
         mean, log_variance = _encode(model, variables, image)
-        losses = rebuilding.losses(image, _decode(model, variables, mean))
-        return jnp.sum(
-            sum(losses.values(), jnp.zeros(())) + kl_weight * kl_divergence(mean, log_variance)
-        )
+        losses, _ = rebuilding.losses(image, _decode(model, variables, mean))
+        return jnp.sum(losses + kl_weight * kl_divergence(mean, log_variance))
 
     pixels = image.shape[1] * image.shape[2]
     return pixels * jnp.mean(jnp.abs(jax.grad(negative_elbo)(image)), axis=-1)
-
-
-SCORES = {"mean": _score_mean, "samples": _score_samples, "gradient": _score_gradient}

@@ -3,16 +3,17 @@
 The functions here read what a network needs from the config; the networks know nothing of it.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import ml_collections
 
 from defect_jax.devices import AXIS
-from defect_jax.errors import lookup
+from defect_jax.errors import UserError, field, lookup, require
 from defect_jax.method import DTYPES
 from defect_jax.models import autoencoder, dcgan, srgan
-from defect_jax.models.autoencoder import Autoencoder
+from defect_jax.models.autoencoder import Autoencoder, Stages
 from defect_jax.models.red_net import RedNet
 from defect_jax.models.unet import UNet
 
@@ -25,35 +26,26 @@ def _shared(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return {"dtype": _dtype(config), "axis_name": AXIS}
 
 
+def _size(config: ml_collections.ConfigDict, name: str) -> int:
+    """A field of `config.method` that counts channels or levels."""
+    value = field(config.method, name, "method")
+    if value < 1:
+        raise UserError(f"method.{name} is {value}: it must be at least 1")
+    return value
+
+
 def _code_channels(config: ml_collections.ConfigDict, variational: bool) -> int:
     """Of the encoder's result: a variational code has a mean and a log-variance."""
-    return config.method.code_dim * (2 if variational else 1)
+    return _size(config, "code_dim") * (2 if variational else 1)
 
 
-def _ssim_net(config: ml_collections.ConfigDict, variational: bool) -> Autoencoder:
+def _ssim(
+    encoder: Stages, decoder: Stages, config: ml_collections.ConfigDict, variational: bool
+) -> Autoencoder:
+    code_channels = _code_channels(config, variational)
     return Autoencoder(
-        autoencoder.SSIMEncoder(
-            autoencoder.SSIM_ENCODER,
-            _code_channels(config, variational),
-            linear_code=variational,
-            **_shared(config),
-        ),
-        autoencoder.SSIMDecoder(autoencoder.SSIM_DECODER, config.data.channels, **_shared(config)),
-        variational,
-    )
-
-
-def _ssim_net_lite(config: ml_collections.ConfigDict, variational: bool) -> Autoencoder:
-    return Autoencoder(
-        autoencoder.SSIMEncoder(
-            autoencoder.SSIM_LITE_ENCODER,
-            _code_channels(config, variational),
-            linear_code=variational,
-            **_shared(config),
-        ),
-        autoencoder.SSIMDecoder(
-            autoencoder.SSIM_LITE_DECODER, config.data.channels, **_shared(config)
-        ),
+        autoencoder.SSIMEncoder(encoder, code_channels, variational, **_shared(config)),
+        autoencoder.SSIMDecoder(decoder, config.data.channels, **_shared(config)),
         variational,
     )
 
@@ -67,50 +59,51 @@ def _bergmann(config: ml_collections.ConfigDict, variational: bool) -> Autoencod
 
 
 def _dcgan(config: ml_collections.ConfigDict, variational: bool) -> Autoencoder:
+    width, size = _size(config, "width"), tuple(config.data.image_size)
     code_channels = _code_channels(config, variational)
     return Autoencoder(
-        dcgan.Encoder(config.method.width, code_channels, **_shared(config)),
-        dcgan.Decoder(
-            tuple(config.data.image_size),
-            config.data.channels,
-            config.method.width,
-            **_shared(config),
-        ),
+        dcgan.Encoder(width, code_channels, **_shared(config)),
+        dcgan.Decoder(size, config.data.channels, width, **_shared(config)),
         variational,
     )
 
 
 def _red_net(config: ml_collections.ConfigDict) -> nn.Module:
-    method = config.method
-    return RedNet(config.data.channels, method.code_dim, method.skips, **_shared(config))
+    skips = field(config.method, "skips", "method")
+    return RedNet(config.data.channels, _size(config, "code_dim"), skips, **_shared(config))
 
 
-def _unet(config: ml_collections.ConfigDict) -> nn.Module:
-    method = config.method
+def _unet(config: ml_collections.ConfigDict, channels: int, unit_range: bool) -> nn.Module:
     return UNet(
-        width=method.width,
-        depth=method.depth,
-        num_classes=config.data.channels,
-        normalization=method.normalization,
-        unit_range=True,
+        width=_size(config, "width"),
+        depth=_size(config, "depth"),
+        num_classes=channels,
+        normalization=field(config.method, "normalization", "method"),
+        unit_range=unit_range,
         **_shared(config),
     )
 
 
 def _sr_resnet(config: ml_collections.ConfigDict) -> nn.Module:
-    return srgan.SRResNet(config.data.channels, config.method.width, **_shared(config))
+    return srgan.SRResNet(config.data.channels, _size(config, "width"), **_shared(config))
 
 
-# Those with a code in the middle, and those without.
+# Networks that rebuild an image: those with a code in the middle, and those without.
 CODERS = {
-    "ssim_net": _ssim_net,
-    "ssim_net_lite": _ssim_net_lite,
+    "ssim_net": functools.partial(_ssim, autoencoder.SSIM_ENCODER, autoencoder.SSIM_DECODER),
+    "ssim_net_lite": functools.partial(
+        _ssim, autoencoder.SSIM_LITE_ENCODER, autoencoder.SSIM_LITE_DECODER
+    ),
     "bergmann": _bergmann,
     "dcgan": _dcgan,
 }
-RESTORERS = {"red_net": _red_net, "unet": _unet, "sr_resnet": _sr_resnet}
+RESTORERS = {
+    "red_net": _red_net,
+    "unet": lambda config: _unet(config, config.data.channels, unit_range=True),
+    "sr_resnet": _sr_resnet,
+}
 DISCRIMINATORS = {"dcgan": dcgan.Discriminator, "srgan": srgan.SRDiscriminator}
-SEGMENTERS = {"unet": UNet}
+SEGMENTERS = {"unet": lambda config: _unet(config, config.data.num_classes, unit_range=False)}
 
 
 def make_coder(config: ml_collections.ConfigDict, variational: bool = False) -> Autoencoder:
@@ -120,7 +113,7 @@ def make_coder(config: ml_collections.ConfigDict, variational: bool = False) -> 
     many, mean and log-variance.
 
     Raises:
-        UserError: no network with a code has that name.
+        UserError: no network with a code has that name, or the config lacks a field of it.
     """
     return lookup(CODERS, config.method.model, "method.model")(config, variational)
 
@@ -129,17 +122,29 @@ def make_autoencoder(config: ml_collections.ConfigDict) -> nn.Module:
     """The network, (x [B, H, W, C], train) -> [B, H, W, C], that `config.method.model` names.
 
     Raises:
-        UserError: unknown name.
+        UserError: unknown name, or the config lacks a field of the network.
     """
-    builder = lookup(CODERS | RESTORERS, config.method.model, "method.model")
-    return make_coder(config) if builder in CODERS.values() else builder(config)
+    name = config.method.model
+    require(name, {*CODERS, *RESTORERS}, "method.model")
+    return make_coder(config) if name in CODERS else RESTORERS[name](config)
 
 
 def make_discriminator(config: ml_collections.ConfigDict, normalization: str) -> nn.Module:
     """The network, (x, train) -> (logit [B], features), of `config.method.discriminator`.
 
     Raises:
-        UserError: unknown name.
+        UserError: unknown name, or the config lacks a field of the network.
     """
     network = lookup(DISCRIMINATORS, config.method.discriminator, "method.discriminator")
-    return network(config.method.width, normalization, **_shared(config))
+    return network(_size(config, "width"), normalization, **_shared(config))
+
+
+def make_segmenter(config: ml_collections.ConfigDict) -> nn.Module:
+    """The network, (x, train) -> logits [B, H, W, K], that `config.method.model` names.
+
+    K is `config.data.num_classes`.
+
+    Raises:
+        UserError: unknown name, or the config lacks a field of the network.
+    """
+    return lookup(SEGMENTERS, config.method.model, "method.model")(config)

@@ -55,7 +55,7 @@ class Autoencoder(nn.Module):
         return self.decode(code, train)
 
     def encode(self, x: jax.Array, train: bool) -> jax.Array:
-        """The code [B, h, w, D] float32 of images [B, H, W, C] in [0, 1]."""
+        """What the encoder gives, float32, for images [B, H, W, C] in [0, 1]."""
         return self.encoder(x, train)
 
     def decode(self, code: jax.Array, train: bool) -> jax.Array:
@@ -67,6 +67,10 @@ class ReEncoding(nn.Module):
     """An autoencoder and a second encoder, which encodes what the autoencoder rebuilt.
 
     Source: Akcay et al. 2018, "GANomaly", https://arxiv.org/abs/1805.06725, Figure 2.
+
+    Attributes:
+        autoencoder: what rebuilds.
+        re_encoder: an encoder like the autoencoder's, with parameters of its own.
     """
 
     autoencoder: Autoencoder
@@ -135,8 +139,10 @@ class SSIMEncoder(nn.Module):
 class SSIMDecoder(nn.Module):
     """The decoder of SSIM_Net and SSIM_Net_lite.
 
-    It mirrors the encoder, with transposed 4x4 convolutions where the encoder strides and one more
-    3x3 stage at full resolution before its last 1x1 convolution.
+    Transposed 4x4 convolutions double the resolution where the encoder halves it; 3x3 convolutions
+    lie between them and one more at full resolution before the last 1x1 convolution. The result
+    goes through a sigmoid; SSIM_Net_lite's source has (1 + tanh) / 2, the sigmoid of twice the
+    value.
 
     Attributes:
         stages: (features, stride) of each convolution, transposed where the stride is 2.

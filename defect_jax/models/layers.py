@@ -279,7 +279,7 @@ def check_multiple(name: str, shape: tuple[int, ...], multiple: int) -> None:
         UserError: H or W is not a multiple of `multiple`.
     """
     height, width = shape[1:3]
-    if height % multiple or width % multiple:
+    if min(height, width) < multiple or height % multiple or width % multiple:
         raise errors.UserError(
             f"{name} takes image sizes that are multiples of {multiple}, found {height}x{width}: "
             f"resize or pad the images"
