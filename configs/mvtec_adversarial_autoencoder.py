@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.reconstruction_weight = 50.0
     config.method.adversarial_weight = 1.0
     config.method.feature_weight = 1.0
+    config.method.backbone_weights = ""  # of VGG-16, to match its features in place of these
     config.method.latent_weight = 0.0
     config.method.total_variation_weight = 0.0
     config.method.score = "residual"

@@ -3,9 +3,9 @@
     python -m defect_jax.main --config=configs/mvtec_srgan.py \
         --workdir=runs/screw --config.data.root=/path/to/mvtec --config.data.category=screw
 
-The perceptual term is on the discriminator's features in place of a pretrained network's, and the
-adversarial losses are cross-entropies. Theirs has a width of 64; on a CPU take
---config.method.width=16.
+The perceptual term is on the discriminator's features, or on VGG-16's where
+--config.method.backbone_weights names its weights; the adversarial losses are cross-entropies.
+Theirs has a width of 64; on a CPU take --config.method.width=16.
 """
 
 import ml_collections

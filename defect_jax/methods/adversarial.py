@@ -24,6 +24,7 @@ from defect_jax.losses.pixel import total_variation
 from defect_jax.method import Batch, Method, Phase, State, apply_train, init_players, to_float
 from defect_jax.methods.rebuilding import Rebuilding, make_rebuilding
 from defect_jax.models.autoencoder import ReEncoding
+from defect_jax.models.vgg import load_vgg16, vgg16_features
 
 Weights = dict[str, float]
 SCORES = ("residual", "latent")
@@ -36,7 +37,8 @@ def adversarial_autoencoder(config: ml_collections.ConfigDict) -> Method:
     name of `models.DISCRIMINATORS`), `losses`, `residual`, `ssim_windows`, `smoothing`,
     `top_fraction`, and the weights of the generator's losses: `reconstruction_weight` (of the
     pixel losses), `adversarial_weight`, `feature_weight` (squared distance of the discriminator's
-    last features), `latent_weight` (squared distance of the codes of image and reconstruction,
+    last features, or of VGG-16's where `backbone_weights` is an .npz file of them; see
+    `models/vgg.py`), `latent_weight` (squared distance of the codes of image and reconstruction,
     the latter by a second encoder; for models with a code) and `total_variation_weight`. `score`
     is 'residual', or 'latent' for the distance of the codes as the image's score.
     """
@@ -65,7 +67,9 @@ def adversarial_autoencoder(config: ml_collections.ConfigDict) -> Method:
     tx = optim.make_optimizer(config.optimizer, config.train.num_steps)
     txs = dict.fromkeys(players, tx)
     rebuilding = make_rebuilding(method)
-    losses = functools.partial(_losses, players, rebuilding, weights, config.augment)
+    losses = functools.partial(
+        _losses, players, rebuilding, weights, method.backbone_weights, config.augment
+    )
     return Method(
         init=functools.partial(_init, players, txs),
         phases=(Phase(steps.adversarial_step(losses, txs)),),
@@ -87,6 +91,7 @@ def _losses(
     players: dict[str, nn.Module],
     rebuilding: Rebuilding,
     weights: Weights,
+    backbone_weights: str,
     augmentation: ml_collections.ConfigDict,
     params: Any,
     state: State,
@@ -104,6 +109,9 @@ def _losses(
     judge = functools.partial(apply_train, players["discriminator"], params["discriminator"])
     (real, real_features), stats["discriminator"] = judge(stats["discriminator"], image)
     (fake, fake_features), stats["discriminator"] = judge(stats["discriminator"], rebuilt)
+    if backbone_weights:
+        backbone = functools.partial(vgg16_features, load_vgg16(backbone_weights))
+        real_features, fake_features = backbone(image), backbone(rebuilt)
     parts = {
         "reconstruction": rebuilding.losses(image, rebuilt)[0],
         "adversarial": generator_loss(fake),

@@ -11,10 +11,10 @@ import pytest
 from defect_jax import run
 from defect_jax.errors import UserError
 from defect_jax.method import to_float
-from defect_jax.methods import make_method
+from defect_jax.methods import adversarial, make_method
 from defect_jax.models import make_coder, make_discriminator
 from defect_jax.report import Reporter
-from defect_jax.train import parallel_steps, shard
+from defect_jax.train import check_steps, parallel_steps, shard
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 # What makes each config small and quick to train; 80 steps on 32x32 images where nothing is said.
@@ -374,3 +374,19 @@ def test_a_loss_that_explodes_stops_the_run_and_is_named(name, exploding, traine
     reporter.add(80, metrics, 80)
     with pytest.raises(UserError, match=f"{exploding}.* not finite at step 1"):
         reporter.check(80)
+
+
+def test_features_of_a_backbone_take_the_place_of_the_discriminators(tmp_path, monkeypatch):
+    """Here a backbone of constant features, so the feature loss is that of equal images, 0."""
+    config = small_config("srgan")
+    config.method.backbone_weights = str(tmp_path / "none.npz")
+    with pytest.raises(UserError, match=r"none\.npz is no file"):
+        check_steps(config, make_method(config))
+    monkeypatch.setattr(adversarial, "load_vgg16", lambda path: path)
+    monkeypatch.setattr(
+        adversarial, "vgg16_features", lambda path, image: jnp.ones((len(image), 1))
+    )
+    method, batch = make_method(config), draw(config, defective=False)
+    state = jax.jit(method.init)(jax.random.PRNGKey(0), batch)
+    _, metrics = take_steps(method.phases[0], state, batch, 1)
+    assert metrics["feature"][0] == 0 and metrics["adversarial"][0] > 0

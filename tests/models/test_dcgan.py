@@ -12,57 +12,37 @@ from defect_jax.models import dcgan
 FLOAT32 = {jnp.dtype("float32")}
 
 
-def _shapes(module, shape):
-    return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros(shape), True))
-
-
-def _count(module, shape):
-    return sum(leaf.size for leaf in jax.tree.leaves(_shapes(module, shape)["params"]))
-
-
-def _random_variables(module, shape):
-    """Normal kernels, positive variances, drawn without compiling initialisers."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        if path[-1].key in ("kernel", "mean", "bias"):
-            return rng.normal(0, 0.2, leaf.shape).astype(np.float32)
-        return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, _shapes(module, shape))
-
-
-def test_encoder_parameter_count():
+def test_encoder_parameter_count(count_of):
     """Kernels 16 * (3 * 128 + 128 * 256 + 256 * 512 + 512 * 1024 + 1024 * 2048) = 44,570,624 and,
     to the code, 16 * 2048 * 100 = 3,276,800; batch norms 2 * (256 + 512 + 1024 + 2048) = 7,680.
     """
-    assert _count(dcgan.Encoder(), (1, 128, 128, 3)) == 47_855_104
+    assert count_of(dcgan.Encoder(), (1, 128, 128, 3)) == 47_855_104
 
 
-def test_decoder_parameter_count():
+def test_decoder_parameter_count(count_of):
     """Kernels as many as the encoder's; batch norms 2 * (2048 + 1024 + 512 + 256 + 128) = 7,936."""
-    assert _count(dcgan.Decoder(), (1, 1, 1, 100)) == 47_855_360
+    assert count_of(dcgan.Decoder(), (1, 1, 1, 100)) == 47_855_360
 
 
 @pytest.mark.parametrize(
     ("normalization", "count"),
     [("batch", 44_611_072), ("group", 44_611_072), ("none", 44_607_361)],
 )
-def test_discriminator_parameter_count(normalization, count):
+def test_discriminator_parameter_count(normalization, count, count_of):
     """Kernels 44,570,624 as the encoder's and 16 * 2048 to the logit; norms 7,680, or else biases
     128 + 256 + 512 + 1024 + 2048 + 1 = 3,969.
     """
     module = dcgan.Discriminator(normalization=normalization)
-    assert _count(module, (1, 128, 128, 3)) == count
+    assert count_of(module, (1, 128, 128, 3)) == count
 
 
-def test_the_whole_image_becomes_one_code_and_back():
+def test_the_whole_image_becomes_one_code_and_back(variables_of):
     """Sizes that are not square; a grey image."""
     encoder = dcgan.Encoder(width=2, code_dim=5, axis_name="batch")
     decoder = dcgan.Decoder((64, 96), channels=1, width=2, axis_name="batch")
     x = jax.random.uniform(jax.random.key(0), (2, 64, 96, 1))
-    encode = _random_variables(encoder, x.shape)
-    decode = _random_variables(decoder, (2, 1, 1, 5))
+    encode = variables_of(encoder, x.shape)
+    decode = variables_of(decoder, (2, 1, 1, 5))
     code = jax.jit(lambda x: encoder.apply(encode, x, False))(x)
     y = jax.jit(lambda code: decoder.apply(decode, code, False))(code)
     assert encode["params"]["Conv_5"]["kernel"].shape == (2, 3, 32, 5)
@@ -73,11 +53,11 @@ def test_the_whole_image_becomes_one_code_and_back():
     assert np.std(y[0] - y[1]) > 0
 
 
-def test_encoder_by_its_definition():
+def test_encoder_by_its_definition(variables_of):
     """The first convolution is not normalised, the code is linear, negative slopes are 0.2."""
     module = dcgan.Encoder(width=2, code_dim=3)
     x = jax.random.uniform(jax.random.key(0), (2, 32, 64, 3))
-    variables = _random_variables(module, x.shape)
+    variables = variables_of(module, x.shape)
 
     def by_definition(x):
         for i in range(6):
@@ -101,10 +81,12 @@ def test_encoder_by_its_definition():
 
 
 @pytest.mark.parametrize("normalization", ["batch", "group", "none"])
-def test_logits_of_an_example_depend_on_the_others_only_with_batch_norm(normalization):
+def test_logits_of_an_example_depend_on_the_others_only_with_batch_norm(
+    normalization, variables_of
+):
     module = dcgan.Discriminator(width=4, normalization=normalization)
     x = jax.random.uniform(jax.random.key(0), (2, 32, 64, 3))
-    variables = _random_variables(module, x.shape)
+    variables = variables_of(module, x.shape)
 
     @jax.jit
     def apply(x):
@@ -118,10 +100,10 @@ def test_logits_of_an_example_depend_on_the_others_only_with_batch_norm(normaliz
     assert np.isclose(logits[0], changed[0], rtol=1e-5) == (normalization != "batch")
 
 
-def test_logit_is_a_linear_map_of_the_features():
+def test_logit_is_a_linear_map_of_the_features(variables_of):
     module = dcgan.Discriminator(width=2, normalization="none")
     x = jax.random.uniform(jax.random.key(0), (2, 64, 32, 3))
-    variables = _random_variables(module, x.shape)
+    variables = variables_of(module, x.shape)
     logits, features = jax.jit(lambda x: module.apply(variables, x, True))(x)
     last = variables["params"]["Conv_5"]
     expected = np.einsum("bhwc,hwc->b", features, last["kernel"][..., 0]) + last["bias"]
@@ -129,14 +111,14 @@ def test_logit_is_a_linear_map_of_the_features():
     assert np.any(np.asarray(features) < 0)  # leaky
 
 
-def test_gradient_of_the_norm_of_a_gradient():
+def test_gradient_of_the_norm_of_a_gradient(variables_of):
     """As a gradient penalty needs it. The gradient by the image is a product of the kernels, each
     half of the leaky ReLU, so its squared norm n is of degree 2 in every kernel, to which Euler's
     theorem gives <kernel, dn / dkernel> = 2 n; and no bias changes it.
     """
     module = dcgan.Discriminator(width=2, normalization="none")
     x = jax.random.uniform(jax.random.key(0), (2, 32, 32, 1))
-    params = _random_variables(module, x.shape)["params"]
+    params = variables_of(module, x.shape)["params"]
 
     def squared_norm(params):
         slopes = jax.grad(lambda x: module.apply({"params": params}, x, True)[0].sum())(x)
@@ -174,11 +156,11 @@ def test_bfloat16_keeps_float32_parameters_and_results(module, shape):
     ],
     ids=["Encoder", "Decoder", "Discriminator"],
 )
-def test_wrong_size_is_named(module, shape):
+def test_wrong_size_is_named(module, shape, shapes_of):
     with pytest.raises(errors.UserError, match=r"dcgan .* multiples of 32, found 48x64"):
-        _shapes(module, shape)
+        shapes_of(module, shape)
 
 
-def test_unknown_normalization_is_named():
+def test_unknown_normalization_is_named(shapes_of):
     with pytest.raises(errors.UserError, match="unknown normalization 'layer'"):
-        _shapes(dcgan.Discriminator(normalization="layer"), (1, 32, 32, 3))
+        shapes_of(dcgan.Discriminator(normalization="layer"), (1, 32, 32, 3))

@@ -12,37 +12,20 @@ from defect_jax import errors
 from defect_jax.models import red_net
 
 
-def _shapes(module, shape):
-    return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros(shape), True))
-
-
-def _random_variables(module, shape):
-    """Kernels that keep the size of values, as initialisers draw them, but without compiling."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        if path[-1].key == "kernel":
-            deviation = np.sqrt(2 / np.prod(leaf.shape[:-1]))
-            return rng.normal(0, deviation, leaf.shape).astype(np.float32)
-        return np.full(leaf.shape, path[-1].key in ("scale", "var"), np.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, _shapes(module, shape))
-
-
 @pytest.mark.parametrize("skips", [2, 3, 4])
-def test_parameter_count(skips):
+def test_parameter_count(skips, shapes_of):
     """Additive skips have no parameters. Encoder: 3x3 kernels 9 * 120,928 = 1,088,352, 1x1 kernels
     77,824, batch norms 2 * 1,504 = 3,008. Decoder: 3x3 kernels 9 * 77,824 = 700,416, 4x4 kernels
     16 * 56,320 = 901,120, 1x1 kernel 96, batch norms 2 * 1,027 = 2,054.
     """
-    params = _shapes(red_net.RedNet(skips=skips), (1, 64, 64, 3))["params"]
+    params = shapes_of(red_net.RedNet(skips=skips), (1, 64, 64, 3))["params"]
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 2_772_870
 
 
-def test_rebuilds_grey_images_of_the_same_shape_in_the_unit_range():
+def test_rebuilds_grey_images_of_the_same_shape_in_the_unit_range(variables_of):
     module = red_net.RedNet(channels=1, code_dim=8, axis_name="batch")
     x = jax.random.uniform(jax.random.key(0), (2, 64, 128, 1))
-    variables = _random_variables(module, x.shape)
+    variables = variables_of(module, x.shape)
     y = jax.jit(lambda v: module.apply(v, x, False))(variables)
     assert y.shape == x.shape
     assert y.dtype == jnp.float32
@@ -60,10 +43,10 @@ def _zero_norm(variables, name):
 _CODE, _UPS = "BatchNorm_11", ("BatchNorm_13", "BatchNorm_15", "BatchNorm_17", "BatchNorm_19")
 
 
-def test_each_skip_opens_a_way_around_what_lies_below_it():
+def test_each_skip_opens_a_way_around_what_lies_below_it(variables_of):
     """Where batch norms cut the way through the code, images differ only through higher skips."""
     x = jax.random.uniform(jax.random.key(0), (2, 64, 64, 1))
-    variables = _random_variables(red_net.RedNet(channels=1, code_dim=8), x.shape)
+    variables = variables_of(red_net.RedNet(channels=1, code_dim=8), x.shape)
 
     def comes_through(skips):
         module = red_net.RedNet(channels=1, code_dim=8, skips=skips)
@@ -100,12 +83,12 @@ def test_bfloat16_keeps_float32_parameters_and_result():
     assert {leaf.dtype for leaf in jax.tree.leaves((y, variables))} == {jnp.dtype("float32")}
 
 
-def test_wrong_size_is_named():
+def test_wrong_size_is_named(shapes_of):
     with pytest.raises(errors.UserError, match=r"red_net .* multiples of 64, found 96x128"):
-        _shapes(red_net.RedNet(), (1, 96, 128, 3))
+        shapes_of(red_net.RedNet(), (1, 96, 128, 3))
 
 
 @pytest.mark.parametrize("skips", [0, 5])
-def test_wrong_number_of_skips_is_named(skips):
+def test_wrong_number_of_skips_is_named(skips, shapes_of):
     with pytest.raises(errors.UserError, match=rf"method\.skips '{skips}': choose one of 2, 3, 4"):
-        _shapes(red_net.RedNet(skips=skips), (1, 64, 64, 3))
+        shapes_of(red_net.RedNet(skips=skips), (1, 64, 64, 3))

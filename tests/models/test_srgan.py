@@ -10,43 +10,22 @@ from defect_jax import errors
 from defect_jax.models import srgan
 
 
-def _shapes(module, shape):
-    return jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros(shape), True))
-
-
-def _count(module):
-    params = _shapes(module, (1, 32, 32, 3))["params"]
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def _random_variables(module, shape):
-    """Normal kernels, positive variances, drawn without compiling initialisers."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        if path[-1].key in ("kernel", "mean", "bias"):
-            return rng.normal(0, 0.1, leaf.shape).astype(np.float32)
-        return rng.uniform(0.1, 1.0, leaf.shape).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, _shapes(module, shape))
-
-
-def test_generator_parameter_count():
+def test_generator_parameter_count(count_of):
     """9x9 convolutions 243 * 64 + 64 and 5,184 * 3 + 3; five blocks of 2 * 9 * 64**2 + 2 * 128;
     after them 9 * 64**2 + 128; two up-samplings of 9 * 64 * 256 + 256; 1 + 5 + 2 slopes:
     15,616 + 15,555 + 369,920 + 36,992 + 295,424 + 8.
     """
-    assert _count(srgan.SRResNet()) == 733_515
+    assert count_of(srgan.SRResNet(), (1, 32, 32, 3)) == 733_515
 
 
 @pytest.mark.parametrize(
     ("normalization", "count"), [("batch", 5_213_569), ("group", 5_213_569), ("none", 5_211_713)]
 )
-def test_discriminator_parameter_count(normalization, count):
+def test_discriminator_parameter_count(normalization, count, count_of):
     """3x3 kernels 9 * 520,384 = 4,683,456, the first's biases 64; norms of 1,856 channels 3,712,
     or else 1,856 biases; dense layers 512 * 1024 + 1024 and 1024 + 1.
     """
-    assert _count(srgan.SRDiscriminator(normalization=normalization)) == count
+    assert count_of(srgan.SRDiscriminator(normalization=normalization), (1, 32, 32, 3)) == count
 
 
 def test_slopes_start_at_a_quarter():
@@ -73,11 +52,11 @@ def test_pixel_shuffle_by_its_definition(factor):
     np.testing.assert_array_equal(y, expected)
 
 
-def test_generator_sees_only_the_means_of_4x4_cells():
+def test_generator_sees_only_the_means_of_4x4_cells(variables_of):
     module = srgan.SRResNet(channels=1, width=4, axis_name="batch")
     rng = np.random.default_rng(1)
     x = rng.integers(0, 256, (2, 16, 24, 1)).astype(np.float32) / 256  # sums of them are exact
-    variables = _random_variables(module, x.shape)
+    variables = variables_of(module, x.shape)
     apply = jax.jit(lambda x: module.apply(variables, x, False))
     cells = x.reshape(2, 4, 4, 6, 4, 1).transpose(0, 1, 3, 2, 4, 5).reshape(2, 4, 6, 16)
     shuffled = rng.permuted(cells, axis=-1).reshape(2, 4, 6, 4, 4, 1)
@@ -92,11 +71,11 @@ def test_generator_sees_only_the_means_of_4x4_cells():
     assert np.abs(rolled - y).max() > 1e-3
 
 
-def test_without_its_blocks_the_generator_is_the_long_skip():
+def test_without_its_blocks_the_generator_is_the_long_skip(variables_of):
     """Batch norms that yield zero leave the first stage, the up-samplings and the last layer."""
     module = srgan.SRResNet(width=4)
     x = jax.random.uniform(jax.random.key(0), (2, 8, 12, 3))
-    variables = _random_variables(module, x.shape)
+    variables = variables_of(module, x.shape)
     params = variables["params"]
     for name in params:
         if "BatchNorm" in name:
@@ -124,9 +103,9 @@ def test_without_its_blocks_the_generator_is_the_long_skip():
 
 
 @pytest.mark.parametrize("size", [(16, 16), (32, 48)])
-def test_discriminator_judges_the_mean_of_its_features_at_any_size(size):
+def test_discriminator_judges_the_mean_of_its_features_at_any_size(size, variables_of):
     module = srgan.SRDiscriminator(width=2, normalization="none")
-    variables = _random_variables(module, (1, 16, 16, 1))
+    variables = variables_of(module, (1, 16, 16, 1))
     x = jax.random.uniform(jax.random.key(0), (2, *size, 1))
     logits, features = jax.jit(lambda: module.apply(variables, x, True))()
     assert features.shape == (2, size[0] // 16, size[1] // 16, 16)
@@ -139,10 +118,12 @@ def test_discriminator_judges_the_mean_of_its_features_at_any_size(size):
 
 
 @pytest.mark.parametrize("normalization", ["batch", "group", "none"])
-def test_logits_of_an_example_depend_on_the_others_only_with_batch_norm(normalization):
+def test_logits_of_an_example_depend_on_the_others_only_with_batch_norm(
+    normalization, variables_of
+):
     module = srgan.SRDiscriminator(width=4, normalization=normalization)
     x = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
-    variables = _random_variables(module, x.shape)
+    variables = variables_of(module, x.shape)
 
     @jax.jit
     def apply(x):
@@ -169,11 +150,11 @@ def test_bfloat16_keeps_float32_parameters_and_results(network):
         (srgan.SRDiscriminator, (16, 24), "multiples of 16, found 16x24"),
     ],
 )
-def test_wrong_size_is_named(network, size, message):
+def test_wrong_size_is_named(network, size, message, shapes_of):
     with pytest.raises(errors.UserError, match=message):
-        _shapes(network(), (1, *size, 3))
+        shapes_of(network(), (1, *size, 3))
 
 
-def test_unknown_normalization_is_named():
+def test_unknown_normalization_is_named(shapes_of):
     with pytest.raises(errors.UserError, match="unknown normalization 'layer'"):
-        _shapes(srgan.SRDiscriminator(normalization="layer"), (1, 16, 16, 3))
+        shapes_of(srgan.SRDiscriminator(normalization="layer"), (1, 16, 16, 3))
