@@ -53,10 +53,15 @@ def load_run(workdir: str | pathlib.Path, step: int | None = None) -> Run:
         step: which checkpoint; None for the last one.
 
     Raises:
-        UserError: no run there, or no such checkpoint.
+        UserError: no run there, one of another version, or no such checkpoint.
     """
     config = read_config(workdir)
-    method = make_method(config)
+    try:
+        method = make_method(config)
+    except AttributeError as error:  # what a ConfigDict without the field raises
+        raise UserError(
+            f"{workdir} is a run of another version of defect_jax: its config has no field {error}"
+        ) from error
     state = restore(workdir, abstract_state(config, method), step)
     compiled = jax.jit(lambda batch: method.predict(state, batch))
 

@@ -188,13 +188,21 @@ def overlay(
     region: np.ndarray | None = None,
     colour: str = TRUTH,
 ) -> None:
-    """Shows an image, on it a score map as heat, and a region outlined."""
+    """Shows an image, on it a score map as heat, and a region outlined.
+
+    Args:
+        axes: where; loses its ticks.
+        image: [H, W, C] uint8, stretched to the size of the heat or the region.
+        heat: [h, w] in [0, 1], transparent at 0; or None.
+        region: [h, w] bool; or None.
+        colour: of the outline.
+    """
     native = next((one.shape for one in (heat, region) if one is not None), image.shape)[:2]
     axes.set(xticks=[], yticks=[])
     _show(axes, image, native, cmap="gray", vmin=0, vmax=255)
     if heat is not None:
         _show(axes, heat, native, cmap=SCORE_COLOURS, vmin=0, vmax=1, alpha=heat)
-    if region is not None:
+    if region is not None and region.any():
         _outline(axes, region, colour, "")
 
 
