@@ -156,12 +156,12 @@ def game(shrink):
     return config
 
 
-@pytest.mark.parametrize("name", ["config", "game"])
-def test_one_step_on_eight_devices_equals_one_step_on_one(name, request, tmp_path):
+# The game normalises its smallest maps by eight numbers, which blows rounding up.
+@pytest.mark.parametrize(("name", "rate", "atol"), [("config", 0.1, 1e-5), ("game", 0.01, 2e-4)])
+def test_one_step_on_eight_devices_equals_one_step_on_one(name, rate, atol, request, tmp_path):
     config = request.getfixturevalue(name).copy_and_resolve_references()
     config.train.update(batch_size=8, num_steps=1)
     # Adam divides by the gradient's size, which blows rounding up where the gradient is zero.
-    rate = 0.1 if name == "config" else 0.01  # of losses that weigh 1 and 50
     config.optimizer.update(name="sgd", schedule="constant", learning_rate=rate, warmup_steps=0)
     results = []
     for devices in (1, 8):
@@ -175,10 +175,10 @@ def test_one_step_on_eight_devices_equals_one_step_on_one(name, request, tmp_pat
     one, eight = results
     initial = jax.tree.leaves(initial_state(config).params)
     moved = [np.abs(one[f"arr_{n}"] - leaf).max() for n, leaf in enumerate(initial)]
-    assert max(moved) > 1e-3
+    assert max(moved) > 100 * atol
     assert (one["devices"], eight["devices"]) == (1, 8)
     for name in set(one.files) - {"devices"}:
-        np.testing.assert_allclose(eight[name], one[name], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(eight[name], one[name], rtol=1e-5, atol=atol)
 
 
 def initial_state(config):
