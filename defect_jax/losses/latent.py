@@ -52,3 +52,21 @@ def squared_distance(z: jax.Array, w: jax.Array) -> jax.Array:
         [B], at least 0.
     """
     return jnp.mean((z - w) ** 2, axis=range(1, z.ndim))
+
+
+def consistency(code: jax.Array, again: jax.Array, image: jax.Array) -> jax.Array:
+    """Squared distance of two codes, summed, for each value of the image.
+
+    It weighs against the mean squared error of the pixels as the sum of the one weighs against the
+    sum of the other, as in https://github.com/VectorInstitute/Computer_Vision_Project
+    (image/Defect Detection/ConstrainedAEs); a mean over so few numbers would drown the pixels.
+
+    Args:
+        code: [B, h, w, D], of an image.
+        again: [B, h, w, D], of its reconstruction.
+        image: [B, H, W, C], whose size alone matters.
+
+    Returns:
+        [B], at least 0.
+    """
+    return squared_distance(code, again) * (code[0].size / image[0].size)

@@ -17,7 +17,7 @@ from defect_jax import models, optim, steps
 from defect_jax.data.augment import augment
 from defect_jax.data.corrupt import Corruption, Views, make_corruption
 from defect_jax.errors import UserError, require
-from defect_jax.losses.latent import squared_distance
+from defect_jax.losses import latent
 from defect_jax.method import Batch, Method, Phase, State, apply_train, init_state, to_float
 from defect_jax.methods.rebuilding import Rebuilding, make_rebuilding
 
@@ -29,10 +29,8 @@ def autoencoder(config: ml_collections.ConfigDict) -> Method:
     fields that its entry there reads), `losses`, `residual` and `ssim_windows` (see
     `make_rebuilding`), `corruption` (see `make_corruption`), `smoothing` and `top_fraction` (see
     `score_image`), and `consistency` in [0, 1], for models with a code: the loss is
-    (1 - consistency) times the pixel losses plus consistency times the squared distance between
-    the codes of image and reconstruction. That is the "constrained" autoencoder of
-    https://github.com/VectorInstitute/Computer_Vision_Project
-    (image/Defect Detection/ConstrainedAEs).
+    (1 - consistency) times the pixel losses plus consistency times `losses.latent.consistency` of
+    the codes of image and reconstruction, the "constrained" autoencoder.
     """
     method = config.method
     check_consistency(method)
@@ -78,7 +76,7 @@ def _losses(
     losses, parts = rebuilding.losses(image, rebuilt)
     if consistency:
         code, again = (apply(x, method="encode")[0] for x in (image, rebuilt))
-        parts["consistency"] = squared_distance(code, again)
+        parts["consistency"] = latent.consistency(code, again, image)
         losses = (1 - consistency) * losses + consistency * parts["consistency"]
     return losses, steps.Aux(batch_stats, parts)
 

@@ -15,7 +15,7 @@ import optax
 from defect_jax import models, optim, steps
 from defect_jax.data.augment import augment
 from defect_jax.errors import UserError, lookup
-from defect_jax.losses.latent import kl_divergence, reparameterize, squared_distance
+from defect_jax.losses import latent
 from defect_jax.method import Batch, Method, Phase, State, apply_train, init_state, to_float
 from defect_jax.methods.autoencoder import check_consistency
 from defect_jax.methods.rebuilding import Rebuilding, make_rebuilding
@@ -29,7 +29,7 @@ def vae(config: ml_collections.ConfigDict) -> Method:
     `residual`, `ssim_windows`, `smoothing` and `top_fraction` (as `autoencoder` does);
     `kl_weight`, what a nat of a code's divergence costs beside the pixel losses, which are means
     over pixels, reached linearly over `kl_warmup_steps`; `consistency` in [0, 1], which weighs the
-    pixel losses against the squared distance from the drawn code to the mean code of what it
+    pixel losses against `losses.latent.consistency` of the drawn code and the mean code of what it
     gives; `score`, 'mean', 'samples' or 'gradient', and `num_samples`, how many codes 'samples'
     draws.
 
@@ -80,15 +80,15 @@ def _losses(
     image = augment(augmentation, to_float(batch["image"]), batch["mask"], augment_keys)[0]
     moments, batch_stats = apply_train(model, params, state.batch_stats, image, method="encode")
     mean, log_variance = jnp.split(moments, 2, axis=-1)
-    code = reparameterize(mean, log_variance, code_keys)
+    code = latent.reparameterize(mean, log_variance, code_keys)
     rebuilt, batch_stats = apply_train(model, params, batch_stats, code, method="decode")
     losses, parts = rebuilding.losses(image, rebuilt)
     losses = (1 - consistency) * losses
-    parts["kl"] = kl_divergence(mean, log_variance)
+    parts["kl"] = latent.kl_divergence(mean, log_variance)
     losses += kl_weight(state.step) * parts["kl"]
     if consistency:
         again, _ = apply_train(model, params, state.batch_stats, rebuilt, method="encode")
-        parts["consistency"] = squared_distance(code, jnp.split(again, 2, axis=-1)[0])
+        parts["consistency"] = latent.consistency(code, jnp.split(again, 2, axis=-1)[0], image)
         losses += consistency * parts["consistency"]
     return losses, steps.Aux(batch_stats, parts)
 
@@ -160,7 +160,7 @@ def _score_gradient(
     def negative_elbo(image: jax.Array) -> jax.Array:
         mean, log_variance = _encode(model, variables, image)
         losses, _ = rebuilding.losses(image, _decode(model, variables, mean))
-        return jnp.sum(losses + kl_weight * kl_divergence(mean, log_variance))
+        return jnp.sum(losses + kl_weight * latent.kl_divergence(mean, log_variance))
 
     pixels = image.shape[1] * image.shape[2]
     return pixels * jnp.mean(jnp.abs(jax.grad(negative_elbo)(image)), axis=-1)

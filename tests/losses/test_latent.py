@@ -7,7 +7,12 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from defect_jax.losses.latent import kl_divergence, reparameterize, squared_distance
+from defect_jax.losses.latent import (
+    consistency,
+    kl_divergence,
+    reparameterize,
+    squared_distance,
+)
 from defect_jax.steps import example_keys
 
 
@@ -79,3 +84,15 @@ def test_squared_distance_is_a_mean_over_each_code():
     z = np.zeros((2, 1, 2, 2), np.float32)
     w = np.array([[[[1, 2], [0, 3]]], [[[0, 0], [0, -2]]]], np.float32)
     np.testing.assert_allclose(squared_distance(z, w), [14 / 4, 1], rtol=1e-6)
+
+
+def test_consistency_weighs_codes_against_pixels_as_sums_do():
+    rng = np.random.default_rng(0)
+    image, rebuilt = rng.uniform(size=(2, 3, 8, 8, 3)).astype(np.float32)
+    code, again = rng.normal(size=(2, 3, 2, 1, 5)).astype(np.float32)
+    share = 0.3
+    sums = (1 - share) * ((image - rebuilt) ** 2).sum((1, 2, 3))
+    sums += share * ((code - again) ** 2).sum((1, 2, 3))
+    means = (1 - share) * ((image - rebuilt) ** 2).mean((1, 2, 3))
+    means += share * consistency(code, again, image)
+    np.testing.assert_allclose(means * 8 * 8 * 3, sums, rtol=1e-5)
