@@ -82,6 +82,7 @@ def evaluate(
         "seconds": time.monotonic() - start,
     }
     checkpoint.write_json(folder / "metrics.json", results)
+    _warn_of_brightness(results["brightness_auroc"])
     _draw(config, home, folder, totals, shown, results, thresholds)
     return results
 
@@ -325,6 +326,15 @@ def _results(totals: Totals) -> dict[str, Any]:
         kind: _named(_merge_types([*good, totals[kind]])) for kind in sorted(types)
     }
     return results
+
+
+def _warn_of_brightness(auroc: float | None) -> None:
+    if auroc is not None and not 0.1 < auroc < 0.9:
+        print(
+            f"note: brightness alone separates good from defective test images (AUROC {auroc:.3f}, "
+            "brightness_auroc): image-level figures may show the light, not the defects",
+            flush=True,
+        )
 
 
 def _merge_types(totals: Any) -> dict[str, Metric]:

@@ -38,6 +38,12 @@ class _Ranking:
         weighted = small.counts[:, None] * weights[:, None]
         return cls(fine, ScoreHistogram(small.scores, weighted, COARSE_CAPACITY))
 
+    @classmethod
+    def _from_image(cls, example: Example, score: float) -> Self:
+        """The state of one image with one score."""
+        counts = np.array([[1.0, 0.0, 0.0]] if example["label"] == 0 else [[0.0, 1.0, 0.0]])
+        return cls._from_scores(np.array([score]), counts, case_weights(example))
+
     def merge(self, other: Self) -> Self:
         """Returns the state after the examples of both."""
         fine = histogram.merge(self.fine, other.fine)
@@ -48,6 +54,13 @@ class _Ranking:
         coarse = measure(self.coarse)
         # The coarse table's own error is much the same in every resampling and cancels.
         return Estimate(value, np.clip(value + coarse[1:] - coarse[0], 0, 1))
+
+    def _image_estimate(self, measure: Callable[[ScoreHistogram], np.ndarray]) -> Estimate:
+        """NaN unless there are good and defective images: of one kind any ranking is perfect."""
+        totals = self.fine.counts.sum(axis=0)
+        if totals[histogram.NORMAL] and totals[histogram.DEFECTIVE]:
+            return self._estimate(measure)
+        return Estimate(np.nan, np.full(self.coarse.counts.shape[1] - 1, np.nan))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,25 +76,44 @@ class ImageRanking(_Ranking):
         Raises:
             UserError: the score is NaN.
         """
-        counts = np.array([[1.0, 0.0, 0.0]] if example["label"] == 0 else [[0.0, 1.0, 0.0]])
-        return cls._from_scores(np.array([example["score"]]), counts, case_weights(example))
+        return cls._from_image(example, example["score"])
 
     def compute(self) -> dict[str, Estimate]:
         """Returns `image_auroc`, `image_ap` and `image_f1_max`, all in [0, 1].
 
         `image_f1_max` is an oracle: it chooses its threshold on the test labels. `Calibrated` has
         the F1 of a threshold that could be known before the test. All are NaN unless there are
-        both good and defective images: with one kind alone any ranking is perfect.
+        both good and defective images.
         """
-        totals = self.fine.counts.sum(axis=0)
-        if not (totals[histogram.NORMAL] and totals[histogram.DEFECTIVE]):
-            undefined = Estimate(np.nan, np.full(self.coarse.counts.shape[1] - 1, np.nan))
-            return dict.fromkeys(("image_auroc", "image_ap", "image_f1_max"), undefined)
         return {
-            "image_auroc": self._estimate(histogram.auroc),
-            "image_ap": self._estimate(histogram.average_precision),
-            "image_f1_max": self._estimate(histogram.f1_max),
+            "image_auroc": self._image_estimate(histogram.auroc),
+            "image_ap": self._image_estimate(histogram.average_precision),
+            "image_f1_max": self._image_estimate(histogram.f1_max),
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class BrightnessRanking(_Ranking):
+    """A control: how well the images' mean brightness alone separates defective from good ones.
+
+    Where good and defective test images were taken in different light, a score that follows the
+    light ranks them well, or, the other way around, worse than chance, without seeing a defect.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("image", "label")
+
+    @classmethod
+    def from_example(cls, example: Example) -> "BrightnessRanking":
+        """Returns the state after this one example."""
+        return cls._from_image(example, example["image"].mean())
+
+    def compute(self) -> dict[str, Estimate]:
+        """Returns `brightness_auroc`, in [0, 1]; NaN unless there are good and defective images.
+
+        0.5 says that brightness tells nothing; near 0 defective images are the darker ones, near 1
+        the brighter ones.
+        """
+        return {"brightness_auroc": self._image_estimate(histogram.auroc)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,7 @@ class Metric(Protocol):
     there):
         score: float, higher is more defective.
         label: int, 0 good, 1 defective.
+        image: [H, W, C] uint8 as the model saw it.
         score_map: [h, w] float32 at the mask's native resolution.
         mask: [h, w] bool or integer, nonzero where defective.
         class_map: [h, w] int, predicted class ids, 0 is background.

@@ -8,6 +8,7 @@ from sklearn import metrics as sklearn_metrics
 from defect_jax.errors import UserError
 from defect_jax.metrics import (
     METRICS,
+    BrightnessRanking,
     Calibrated,
     ImageRanking,
     PixelRanking,
@@ -36,6 +37,7 @@ def examples(number=40, size=48, seed=0):
             {
                 "score": float(np.sort(score_map.ravel())[-20:].mean()),
                 "label": int(mask.any()),
+                "image": rng.integers(0, 200 + 4 * (index % 2), (5, 7, 3)).astype(np.uint8),
                 "score_map": score_map,
                 "mask": mask,
                 "class_map": (score_map > 1.5).astype(np.int32),
@@ -76,6 +78,16 @@ def test_values_agree_with_sklearn():
     assert abs(pixel["pixel_ap"].value - ap(*pooled(cases))) < 1e-6
 
 
+def test_brightness_ranks_by_the_mean_of_the_image():
+    cases = examples()
+    labels, means = [c["label"] for c in cases], [c["image"].mean() for c in cases]
+    value = run(BrightnessRanking, cases)["brightness_auroc"].value
+    assert abs(value - sklearn_metrics.roc_auc_score(labels, means)) < 1e-6
+    assert 0.5 < value < 1
+    darker = [c | {"image": 255 - c["image"]} for c in cases]
+    assert abs(run(BrightnessRanking, darker)["brightness_auroc"].value - (1 - value)) < 1e-6
+
+
 def test_bins_joined_at_the_default_capacity_stay_within_1e_4():
     cases = sorted(examples(number=10, size=256), key=lambda case: case["label"])
     counts = [anomaly.pixel_counts(c["score_map"], c["mask"]) for c in cases]
@@ -101,7 +113,9 @@ def test_small_tables_stay_close_to_large_ones(monkeypatch):
 
 def test_without_defects_everything_is_undefined():
     cases = examples()[::2]
-    for name, estimate in (run(ImageRanking, cases) | run(PixelRanking, cases)).items():
+    metrics = ImageRanking, BrightnessRanking, PixelRanking
+    estimates = {name: one for metric in metrics for name, one in run(metric, cases).items()}
+    for name, estimate in estimates.items():
         assert np.isnan(estimate.value), name
         assert estimate.interval() is None, name
 
