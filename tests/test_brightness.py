@@ -54,7 +54,7 @@ def run_of(tmp_path, monkeypatch):
 
 
 def test_a_score_that_is_brightness_is_worth_nothing_when_equalised(brightness, run_of):
-    folder = run_of(lambda image: jnp.round(image.mean((1, 2, 3)) / 2))
+    folder = run_of(lambda image: jnp.round(image.mean((1, 2, 3)) / 7))
     assert brightness.measure(folder, None) == (1, 1, 0.5)
 
 
