@@ -16,6 +16,7 @@ from defect_jax.models import autoencoder, dcgan, srgan
 from defect_jax.models.autoencoder import Autoencoder, Stages
 from defect_jax.models.red_net import RedNet
 from defect_jax.models.unet import UNet
+from defect_jax.models.znet import ZNet
 
 
 def _dtype(config: ml_collections.ConfigDict) -> Any:
@@ -73,13 +74,31 @@ def _red_net(config: ml_collections.ConfigDict) -> nn.Module:
     return RedNet(config.data.channels, _size(config, "code_dim"), skips, **_shared(config))
 
 
-def _unet(config: ml_collections.ConfigDict, channels: int, unit_range: bool) -> nn.Module:
+def _unet(config: ml_collections.ConfigDict, channels: int, **more: Any) -> nn.Module:
     return UNet(
         width=_size(config, "width"),
         depth=_size(config, "depth"),
         num_classes=channels,
         normalization=field(config.method, "normalization", "method"),
-        unit_range=unit_range,
+        **more,
+        **_shared(config),
+    )
+
+
+def _segmenting_unet(config: ml_collections.ConfigDict) -> nn.Module:
+    return _unet(
+        config,
+        config.data.num_classes,
+        residual=field(config.method, "residual", "method"),
+        supervised_levels=_size(config, "supervised_levels"),
+    )
+
+
+def _znet(config: ml_collections.ConfigDict) -> nn.Module:
+    return ZNet(
+        config.data.num_classes,
+        field(config.method, "activation", "method"),
+        field(config.method, "gate", "method"),
         **_shared(config),
     )
 
@@ -103,7 +122,7 @@ RESTORERS = {
     "sr_resnet": _sr_resnet,
 }
 DISCRIMINATORS = {"dcgan": dcgan.Discriminator, "srgan": srgan.SRDiscriminator}
-SEGMENTERS = {"unet": lambda config: _unet(config, config.data.num_classes, unit_range=False)}
+SEGMENTERS = {"unet": _segmenting_unet, "znet": _znet}
 
 
 def make_coder(config: ml_collections.ConfigDict, variational: bool = False) -> Autoencoder:

@@ -1,24 +1,30 @@
 """The U-Net that labels every pixel."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from defect_jax import errors
 from defect_jax.models import layers
 
 
 class UNet(nn.Module):
     """U-Net with normalisation and padded convolutions, so the map is as large as the image.
 
-    Source: Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597, Figure 1.
+    Source: Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597, Figure 1. Residual blocks
+    after He et al. 2016, https://arxiv.org/abs/1512.03385, deep supervision after Lee et al. 2015,
+    https://arxiv.org/abs/1409.5185.
 
     Attributes:
         width: channels at full resolution; each level down doubles them.
         depth: number of halvings of the resolution.
         num_classes: channels of the result.
         normalization: 'batch', 'group' or 'none'; see `layers.normalization`.
+        residual: each block adds its input, brought to its width by a 1x1 convolution.
+        supervised_levels: how many levels give logits, 1 for full resolution only.
         unit_range: a sigmoid at the end, for a network that gives images.
         dtype: of the computation; parameters and the result are float32.
         axis_name: mapped axis to average batch statistics over; see `layers.normalization`.
@@ -28,12 +34,14 @@ class UNet(nn.Module):
     depth: int = 4
     num_classes: int = 2
     normalization: str = "batch"
+    residual: bool = False
+    supervised_levels: int = 1
     unit_range: bool = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array | tuple[jax.Array, ...]:
         """Labels pixels.
 
         Args:
@@ -41,20 +49,28 @@ class UNet(nn.Module):
             train: True normalises by the batch's statistics, False by the running averages.
 
         Returns:
-            Logits [B, H, W, num_classes] float32, or their sigmoid where `unit_range` is set.
+            Logits [B, H, W, num_classes] float32, or their sigmoid where `unit_range` is set. With
+            more than one of `supervised_levels`, a tuple of logits, each at half the size of the
+            one before it.
 
         Raises:
-            UserError: the size is not a multiple of 2**depth, or the normalisation is unknown.
+            UserError: the size is not a multiple of 2**depth, the normalisation is unknown, or more
+                levels are to be supervised than the decoder has.
         """
         layers.check_multiple("unet", x.shape, 2**self.depth)
+        if not 1 <= self.supervised_levels <= self.depth:
+            raise errors.UserError(
+                f"method.supervised_levels is {self.supervised_levels}: it must lie between 1 and "
+                f"the depth, {self.depth}"
+            )
         norm = layers.normalization(self.normalization, train, self.dtype, self.axis_name)
         use_bias = self.normalization == "none"
 
         def block(x: jax.Array, features: int) -> jax.Array:
-            for _ in range(2):
-                x = layers.Conv(features, (3, 3), use_bias=use_bias, dtype=self.dtype)(x)
-                x = nn.relu(norm(x))
-            return x
+            conv = functools.partial(layers.Conv, features, use_bias=use_bias, dtype=self.dtype)
+            y = nn.relu(norm(conv((3, 3))(x)))
+            y = norm(conv((3, 3))(y))
+            return nn.relu(y + norm(conv((1, 1))(x)) if self.residual else y)
 
         skips = []
         for level in range(self.depth):
@@ -62,9 +78,13 @@ class UNet(nn.Module):
             skips.append(x)
             x = layers.max_pool(x)
         x = block(x, self.width * 2**self.depth)
+        logits: list[jax.Array] = []
         for level in reversed(range(self.depth)):
             features = self.width * 2**level
             x = layers.ConvTranspose(features, (2, 2), (2, 2), dtype=self.dtype)(x)
             x = block(jnp.concatenate([skips[level], x], axis=-1), features)
-        x = layers.Conv(self.num_classes, (1, 1), dtype=jnp.float32)(x)
-        return nn.sigmoid(x) if self.unit_range else x
+            if level < self.supervised_levels:
+                logits.insert(0, layers.Conv(self.num_classes, (1, 1), dtype=jnp.float32)(x))
+        if self.supervised_levels > 1:
+            return tuple(logits)
+        return nn.sigmoid(logits[0]) if self.unit_range else logits[0]

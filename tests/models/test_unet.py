@@ -47,6 +47,37 @@ def test_a_pixel_changes_its_own_logits_most():
     assert change[9 + 5].max() > 0
 
 
+def test_a_residual_block_adds_its_input(variables_of):
+    """With every 3x3 kernel at zero, only the 1x1 kernels of the sums bring the image through."""
+    module = unet.UNet(width=4, depth=1, normalization="none", residual=True)
+    x = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
+
+    def cut(path, leaf):
+        return np.zeros_like(leaf) if leaf.shape[:2] == (3, 3) else np.abs(leaf)
+
+    variables = jax.tree_util.tree_map_with_path(cut, variables_of(module, x.shape))
+    y = module.apply(variables, x, True)
+    assert np.abs(y[0] - y[1]).max() > 1e-3
+
+
+def test_supervised_levels_halve_and_the_first_is_the_result(count_of, variables_of):
+    plain = unet.UNet(width=4, depth=3, num_classes=3)
+    deep = unet.UNet(width=4, depth=3, num_classes=3, supervised_levels=3)
+    shape = (1, 16, 24, 1)
+    # Two more 1x1 layers, on 8 and 16 channels.
+    assert count_of(deep, shape) - count_of(plain, shape) == 3 * (8 + 16) + 2 * 3
+    outs = jax.eval_shape(
+        lambda v: deep.apply(v, jnp.zeros(shape), False), variables_of(deep, shape)
+    )
+    assert [out.shape for out in outs] == [(1, 16, 24, 3), (1, 8, 12, 3), (1, 4, 6, 3)]
+
+
+@pytest.mark.parametrize("levels", [0, 3])
+def test_wrong_number_of_supervised_levels_is_named(levels, shapes_of):
+    with pytest.raises(errors.UserError, match=rf"supervised_levels is {levels}: .* depth, 2"):
+        shapes_of(unet.UNet(width=4, depth=2, supervised_levels=levels), (1, 8, 8, 3))
+
+
 def test_wrong_size_is_named():
     module = unet.UNet(width=4, depth=4)
     with pytest.raises(errors.UserError, match="multiples of 16, found 24x32"):
