@@ -8,6 +8,7 @@ from defect_jax.metrics.anomaly import (
     is_flagged,
 )
 from defect_jax.metrics.calibration import RULES, Calibration, Thresholds
+from defect_jax.metrics.detection import Detection
 from defect_jax.metrics.metric import Estimate, Example, Metric, bootstrap_weights
 from defect_jax.metrics.segmentation import Segmentation
 
@@ -16,6 +17,7 @@ METRICS: dict[str, type[Metric]] = {
     "brightness_ranking": BrightnessRanking,
     "pixel_ranking": PixelRanking,
     "segmentation": Segmentation,
+    "detection": Detection,
     "calibrated": Calibrated,
 }
 
@@ -25,6 +27,7 @@ __all__ = [
     "BrightnessRanking",
     "Calibrated",
     "Calibration",
+    "Detection",
     "Estimate",
     "Example",
     "ImageRanking",
