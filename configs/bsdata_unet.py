@@ -1,4 +1,4 @@
-"""A U-Net on the pits of BSData, official split.
+"""A plain U-Net on the pits of BSData, official split, whole images shrunk to 256x512.
 
     python -m defect_jax.main --config=configs/bsdata_unet.py --workdir=runs/bsdata \
         --config.data.root=/path/to/BSData
@@ -16,8 +16,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.name = "bsdata"
     config.data.category = "pitting"
     config.data.image_size = (256, 512)
-    config.data.split = "official"  # or 'grouped': no place on both sides
-    config.data.fold = 0  # of the grouped split
+    config.data.split = "official"  # or 'grouped', 'tuning', 'random': see data/bsdata.py
+    config.data.fold = 0  # of those three
     config.data.normals = False  # add the safe normal frames to the training images
 
     config.method.name = "segmenter"
@@ -25,7 +25,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.width = 16
     config.method.depth = 4
     config.method.normalization = "batch"
+    config.method.residual = False
+    config.method.supervised_levels = 1
     config.method.losses = ("cross_entropy", "dice")
+    config.method.flip_average = False
 
     config.augment.flip_horizontal = True
     config.augment.flip_vertical = True

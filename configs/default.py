@@ -22,7 +22,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.image_size = (256, 256)  # height, width as the model sees them
     config.data.channels = 3  # 3 colour, 1 grey
     config.data.num_classes = 2  # background and defects
-    config.data.fit = "resize"  # or 'pad', which keeps the aspect
+    config.data.fit = "resize"  # 'pad' keeps the aspect; 'crop' the resolution, see data/crops.py
+    config.data.defect_share = 0.0  # of the crops, around a defect
     # Where decoded training images stay: 'device', 'memory' (of the host) or 'none' (decoded for
     # every batch); 'auto' takes the first of them that they fit.
     config.data.cache = "auto"
@@ -41,9 +42,17 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.flip_vertical = False
     config.augment.rotation = 0.0
     config.augment.min_crop = 1.0
+    config.augment.max_crop = 1.0  # above 1 images are shrunk and reflected around
+    config.augment.paste_probability = 0.0  # of a defect, onto a crop without any
     config.augment.lighting_probability = 0.0
     config.augment.lighting_slope = 0.05
     config.augment.lighting_bias = 10 / 255
+    config.augment.gamma = 0.0  # largest logarithm of the exponent
+    config.augment.contrast = 0.0  # largest logarithm of the factor
+    config.augment.hue = 0.0  # share of a full turn, up to 0.5
+    config.augment.blur = 0.0  # largest standard deviation in pixels
+    config.augment.noise = 0.0  # largest standard deviation, of values in [0, 1]
+    config.augment.jpeg = 0  # lowest quality, 1 to 100
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "adam"
@@ -67,6 +76,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.eval = ml_collections.ConfigDict()
     config.eval.batch_size = 16
+    config.eval.min_log_odds = 0.0  # above which a segmenter calls a pixel defective
     config.eval.bootstrap_samples = 200
     config.eval.num_shown = 10
     config.eval.threshold_rule = "quantile"  # or 'area', see defect_jax.metrics.calibration
@@ -74,4 +84,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.pixel_quantile = 0.999  # of their pixels' scores
     config.eval.unflagged_share = 0.99  # 'area': so many validation images have fewer than
     config.eval.max_flagged_pixels = 400  # this many flagged pixels, at native resolution
+    config.eval.min_area = 1  # smaller predicted defects go to background; pixels of the file
+    config.eval.mm_per_pixel = 0.0  # of the file; above 0, defects are listed in millimetres too
     return config

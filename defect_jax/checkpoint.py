@@ -36,7 +36,8 @@ class Run(NamedTuple):
         method: the Method that the config builds.
         state: the restored State.
         predict: Batch -> dict of arrays, jitted, bound to the state; UserError where the images
-            are not uint8 [B, H, W, C] of the size and channels that the run was trained on.
+            are not uint8 [B, H, W, C] of the size and channels that the run was trained on. Runs
+            on crops take any size that their network takes.
     """
 
     config: ml_collections.ConfigDict
@@ -58,30 +59,37 @@ def load_run(workdir: str | pathlib.Path, step: int | None = None) -> Run:
     config = read_config(workdir)
     try:
         method = make_method(config)
+        abstract = abstract_state(config, method)
     except AttributeError as error:  # what a ConfigDict without the field raises
         raise UserError(
             f"{workdir} is a run of another version of defect_jax: its config has no field {error}"
         ) from error
-    state = restore(workdir, abstract_state(config, method), step)
+    state = restore(workdir, abstract, step)
     compiled = jax.jit(lambda batch: method.predict(state, batch))
 
     def predict(batch: Batch) -> dict[str, jax.Array]:
-        _check_images(batch["image"], (*config.data.image_size, config.data.channels))
+        size = batch["image"].shape[1:3] if config.data.fit == "crop" else config.data.image_size
+        _check_images(batch["image"], (*size, config.data.channels))
         return compiled(batch)
 
     return Run(config, method, state, predict)
 
 
 def example_batch(config: ml_collections.ConfigDict) -> Batch:
-    """A batch of one example of the config's shapes and types, all zeros."""
+    """A training batch of one example of the config's shapes and types, all zeros."""
     height, width = config.data.image_size
-    return {
+    batch = {
         "image": jnp.zeros((1, height, width, config.data.channels), jnp.uint8),
         "mask": jnp.zeros((1, height, width), jnp.uint8),
         "label": jnp.zeros((1,), jnp.int32),
         "index": jnp.zeros((1,), jnp.int32),
         "weight": jnp.ones((1,), jnp.float32),
     }
+    if config.augment.paste_probability:
+        side = config.augment.paste_size
+        batch["donor_image"] = jnp.zeros((1, side, side, config.data.channels), jnp.uint8)
+        batch["donor_mask"] = jnp.zeros((1, side, side), jnp.uint8)
+    return batch
 
 
 def abstract_state(config: ml_collections.ConfigDict, method: Method) -> State:

@@ -6,13 +6,14 @@ import functools
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 from PIL import Image
+from scipy import special
 
 from defect_jax import checkpoint, devices, report, visualize
 from defect_jax.data import datasets, pipeline
@@ -33,10 +34,24 @@ from defect_jax.metrics import (
     is_flagged,
 )
 from defect_jax.metrics.histogram import pr_curve, pro_curve, roc_curve
+from defect_jax.ops import tiles
+from defect_jax.ops.objects import Defect, find_defects, remove_small
 
 Predict = Callable[[pipeline.HostBatch], dict[str, np.ndarray]]
 # defect type -> metric name -> the metric's state after the images of that type
 Totals = dict[str, dict[str, Metric]]
+
+IMAGE_FIELDS = ("filename", "defect_type", "label", "score", "defect_pixels")
+FLAG_FIELDS = ("flagged", "flagged_pixels")
+DEFECT_FIELDS = tuple(field for field in Defect._fields if field != "pixels")
+# column -> what it is of, and the power of the scale that it goes with
+MILLIMETRES = {
+    "area_mm2": ("area", 2),
+    "length_mm": ("length", 1),
+    "width_mm": ("width", 1),
+    "row_mm": ("row", 1),
+    "column_mm": ("column", 1),
+}
 
 
 def evaluate(
@@ -49,7 +64,9 @@ def evaluate(
 
     Writes `calibration.json` (thresholds, from normal validation images only) and, into
     `eval/<split>/`, `metrics.json`, `images.csv`, `overlays/sheet.png`, `curves.png` and
-    `scores.png`; the pictures go to TensorBoard too.
+    `scores.png`; the pictures go to TensorBoard too. Of a segmenter also `defects.csv`, a row for
+    each predicted defect, see `ops.objects.Defect`: in pixels of the image's file, and where
+    `config.eval.mm_per_pixel` is above 0 in millimetres too.
 
     Args:
         config: as `run.open_run` resolved it; of a run over all categories, what
@@ -65,8 +82,9 @@ def evaluate(
         (an AUROC without good images, say).
 
     Raises:
-        UserError: no checkpoint, bad files, or a score that is NaN.
+        UserError: no checkpoint, bad files, a score that is NaN, or see `check_defect_fields`.
     """
+    check_defect_fields(config)
     home = pathlib.Path(workdir if results_folder is None else results_folder)
     method = make_method(config)
     state = checkpoint.restore(workdir, checkpoint.abstract_state(config, method))
@@ -87,6 +105,16 @@ def evaluate(
     return results
 
 
+def check_defect_fields(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError where what makes a defect of predicted pixels makes no sense."""
+    for field in ("min_area", "mm_per_pixel"):
+        value = config.eval[field]
+        if not 0 <= value < float("inf"):
+            raise UserError(f"eval.{field} is {value}: it must be finite and at least 0")
+    if not np.isfinite(config.eval.min_log_odds):
+        raise UserError(f"eval.min_log_odds is {config.eval.min_log_odds}: it must be finite")
+
+
 def make_predict(method: Method, state: State) -> Predict:
     """The method's `predict`, compiled once per shape, each batch spread over the local devices.
 
@@ -105,17 +133,12 @@ def predictions(
     Yields:
         dicts with `filename`, `defect_type`, `label`, `image` [H, W, C] uint8 as the model saw
         it, padding cut off, `mask` [h, w], `score`, `score_map` [h, w], and where the method has
-        them `reconstruction` [H, W, C] and `class_map` [h, w], the class of each pixel.
+        them `reconstruction` [H, W, C] and `class_map` [h, w], the class of each pixel, without
+        defects of fewer than `config.eval.min_area` pixels. They stay in the scores.
     """
-    count = jax.local_device_count()
-    batch_size = -(-config.eval.batch_size // count) * count
-    for batch in pipeline.eval_batches(config, examples, batch_size):
-        prediction = predict(batch)
-        for row in np.flatnonzero(batch["weight"]):
-            one = {name: values[row] for name, values in prediction.items()}
-            yield _at_native_size(
-                config, examples, int(batch["index"][row]), batch["image"][row], one
-            )
+    run = _predict_tiles if config.data.fit == "crop" else _predict_images
+    for number, (image, prediction) in enumerate(run(config, examples, predict)):
+        yield _at_native_size(config, examples, number, image, prediction)
 
 
 def read_images(workdir: str | pathlib.Path, split: str = "test") -> list[dict[str, Any]]:
@@ -161,9 +184,7 @@ def draw_sheet(shown: list[Example], thresholds: Thresholds | None) -> visualize
     maps = [example["score_map"] for example in shown]
     low = float(np.median(np.concatenate([values.ravel() for values in maps])))
     high = float(np.median([values.max() for values in maps]))
-    threshold = thresholds.pixel if thresholds else None
-    if "class_map" in shown[0]:
-        threshold = 0.0  # the log-odds above which a defect is likelier than background
+    threshold = thresholds.pixel if thresholds and "class_map" not in shown[0] else None
     return visualize.overlay_sheet(shown, threshold, (low, high))
 
 
@@ -215,6 +236,60 @@ def read_thresholds(workdir: str | pathlib.Path) -> Thresholds | None:
     return Thresholds(**calibration[calibration["rule"]])
 
 
+def _eval_batch_size(config: ml_collections.ConfigDict) -> int:
+    """As the config has it, raised to a multiple of the number of devices."""
+    count = jax.local_device_count()
+    return -(-config.eval.batch_size // count) * count
+
+
+def _predict_images(
+    config: ml_collections.ConfigDict, examples: Examples, predict: Predict
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Each image as the model sees it, with what is predicted for it."""
+    for batch in pipeline.eval_batches(config, examples, _eval_batch_size(config)):
+        prediction = predict(batch)
+        for row in np.flatnonzero(batch["weight"]):
+            yield batch["image"][row], {name: values[row] for name, values in prediction.items()}
+
+
+def _predict_tiles(
+    config: ml_collections.ConfigDict, examples: Examples, predict: Predict
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Each image at its own resolution, with the merged predictions of its tiles.
+
+    An image smaller than a tile is continued by its last row and column, and the maps with it. The
+    score is the highest of the tiles'.
+
+    A method that reads at most a quarter of `config.eval.overlap` pixels around each predicts what
+    it would for the whole image, to a millionth of its values; see `tiles.merge`.
+    """
+    tile, overlap = tuple(config.eval.tile), config.eval.overlap
+    for number in range(len(examples)):
+        image = pipeline.pad_to(pipeline.native_image(examples, number, config.data.channels), tile)
+        size = image.shape[:2]
+        starts = tiles.corners(size, tile, overlap)
+        cuts = tiles.cut(image, starts, tile)
+        parts = list(_predict_all(predict, cuts, _eval_batch_size(config)))
+        merged = {
+            name: tiles.merge([part[name] for part in parts], starts, size, overlap)
+            for name in parts[0]
+            if name != "score"
+        }
+        yield image, merged | {"score": np.max([part["score"] for part in parts])}
+
+
+def _predict_all(
+    predict: Predict, images: np.ndarray, batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """What is predicted for each of [n, H, W, C], by batches; the last is filled up by copies."""
+    for start in range(0, len(images), batch_size):
+        index = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
+        batch = {"image": images[index], "index": index.astype(np.int32)}
+        prediction = predict(batch)
+        for row in range(min(batch_size, len(images) - start)):
+            yield {name: values[row] for name, values in prediction.items()}
+
+
 def _at_native_size(
     config: ml_collections.ConfigDict,
     examples: Examples,
@@ -238,9 +313,19 @@ def _at_native_size(
         example["reconstruction"] = prediction["reconstruction"][: filled[0], : filled[1]]
     if "mask_logits" in prediction:
         logits = np.moveaxis(prediction["mask_logits"], -1, 0)
-        resized = [_resize_map(channel, filled, size) for channel in logits]
-        example["class_map"] = np.argmax(resized, axis=0)
+        resized = np.stack([_resize_map(channel, filled, size) for channel in logits])
+        classes = _classes(resized, config.eval.min_log_odds)
+        example["class_map"] = remove_small(classes, config.eval.min_area)
     return example
+
+
+def _classes(logits: np.ndarray, min_log_odds: float) -> np.ndarray:
+    """The class of each pixel from logits [K, h, w]: the likeliest defect, or 0.
+
+    Where the log-odds of a defect of any class against the background are at most `min_log_odds`.
+    """
+    defect = special.logsumexp(logits[1:], axis=0) - logits[0] > min_log_odds
+    return np.where(defect, 1 + np.argmax(logits[1:], axis=0), 0)
 
 
 def _resize_map(values: np.ndarray, filled: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
@@ -262,19 +347,31 @@ def _measure(
     totals: Totals = {}
     chosen = set(choose_shown(examples, config.eval.num_shown))
     shown = []
-    with _csv_rows(folder / "images.csv") as write_row:
+    image_fields = IMAGE_FIELDS if thresholds is None else IMAGE_FIELDS + FLAG_FIELDS
+    with contextlib.ExitStack() as files:
+        write_image = files.enter_context(_csv_rows(folder / "images.csv", image_fields))
+        write_defects = None
         for number, example in enumerate(predictions(config, examples, predict)):
             if thresholds is not None:
                 example = {**example, "thresholds": thresholds}
-            total = totals.setdefault(example["defect_type"], {})
-            for name, metric in METRICS.items():
-                if all(key in example for key in metric.reads):
-                    one = metric.from_example(example)
-                    total[name] = total[name].merge(one) if name in total else one
-            write_row(_image_row(example))
+            _add(example, totals.setdefault(example["defect_type"], {}))
+            write_image([_image_row(example)])
+            if "class_map" in example:
+                write_defects = write_defects or files.enter_context(
+                    _csv_rows(folder / "defects.csv", _defect_fields(config.eval.mm_per_pixel))
+                )
+                write_defects(_defect_rows(example, config.eval.mm_per_pixel))
             if number in chosen:
                 shown.append(example)
     return totals, shown
+
+
+def _add(example: Example, total: dict[str, Metric]) -> None:
+    """Adds an example to each metric that can read it."""
+    for name, metric in METRICS.items():
+        if all(key in example for key in metric.reads):
+            one = metric.from_example(example)
+            total[name] = total[name].merge(one) if name in total else one
 
 
 def choose_shown(examples: Examples, count: int) -> list[int]:
@@ -286,19 +383,16 @@ def choose_shown(examples: Examples, count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def _csv_rows(path: pathlib.Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Writes rows as they come; the file takes its name when all are there."""
+def _csv_rows(
+    path: pathlib.Path, fields: Sequence[str]
+) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
+    """Writes a header, then rows as they come; the file takes its name when all are there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with partial.open("w", newline="") as file:
-        writer = csv.writer(file)
-
-        def write_row(row: dict[str, Any]) -> None:
-            if file.tell() == 0:
-                writer.writerow(row)
-            writer.writerow(row.values())
-
-        yield write_row
+        writer = csv.DictWriter(file, fields)
+        writer.writeheader()
+        yield writer.writerows
     partial.replace(path)
 
 
@@ -315,6 +409,23 @@ def _image_row(example: Example) -> dict[str, Any]:
         row["flagged"] = int(is_flagged(example))
         row["flagged_pixels"] = int(np.count_nonzero(above))
     return row
+
+
+def _defect_fields(mm_per_pixel: float) -> list[str]:
+    in_mm = MILLIMETRES if mm_per_pixel > 0 else {}
+    return ["filename", *DEFECT_FIELDS, *in_mm]
+
+
+def _defect_rows(example: Example, mm_per_pixel: float) -> list[dict[str, Any]]:
+    rows = []
+    for defect in find_defects(example["class_map"], example["score_map"]):
+        values = defect._asdict()
+        row = {"filename": example["filename"]} | {name: values[name] for name in DEFECT_FIELDS}
+        if mm_per_pixel > 0:
+            for name, (field, power) in MILLIMETRES.items():
+                row[name] = values[field] * mm_per_pixel**power
+        rows.append(row)
+    return rows
 
 
 def _results(totals: Totals) -> dict[str, Any]:

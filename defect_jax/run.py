@@ -7,7 +7,7 @@ import ml_collections
 from defect_jax import checkpoint, visualize
 from defect_jax.data import datasets, pipeline
 from defect_jax.errors import UserError, require
-from defect_jax.evaluate import evaluate
+from defect_jax.evaluate import check_defect_fields, evaluate
 from defect_jax.methods import make_method
 from defect_jax.metrics import RULES
 from defect_jax.train import check_batch_size, check_steps, train
@@ -93,7 +93,8 @@ def check(config: ml_collections.ConfigDict) -> None:
             "data.category to all, or data.one_model to False"
         )
     check_batch_size(config)
-    pipeline.check(config.data)
+    pipeline.check(config)
+    check_defect_fields(config)
     require(config.eval.threshold_rule, RULES, "eval.threshold_rule")
     for field in COUNTS:
         group, name = field.split(".")

@@ -15,11 +15,13 @@ import orbax.checkpoint as ocp
 from clu import parameter_overview
 
 from defect_jax import checkpoint, devices, report, visualize
-from defect_jax.data import datasets, pipeline
+from defect_jax.data import crops, datasets, pipeline
+from defect_jax.data.examples import Examples
 from defect_jax.devices import AXIS
 from defect_jax.errors import UserError
 from defect_jax.method import Batch, Method, Metrics, Phase, State
 from defect_jax.methods import make_method
+from defect_jax.ops import tiles
 
 # Long enough that dispatching costs nothing, short enough that a run can be stopped.
 _SECONDS_A_CALL = 1.0
@@ -80,7 +82,7 @@ def check_steps(config: ml_collections.ConfigDict, method: Method) -> None:
     """Traces a step of each phase and a prediction, and computes nothing.
 
     Raises:
-        UserError: what images and networks of these sizes cannot do.
+        UserError: what images, tiles and networks of these sizes cannot do.
     """
     state = checkpoint.abstract_state(config, method)
     count = jax.device_count()
@@ -94,7 +96,13 @@ def check_steps(config: ml_collections.ConfigDict, method: Method) -> None:
     for phase in method.phases:
         step = jax.vmap(phase.train_step, in_axes=(None, 0), out_axes=None, axis_name=AXIS)
         jax.eval_shape(step, state, shapes(count, config.train.batch_size // count))
-    jax.eval_shape(method.predict, state, shapes(config.eval.batch_size))
+    batch: Any = shapes(config.eval.batch_size)
+    if config.data.fit == "crop":
+        image, tile = batch["image"], (config.eval.tile[0], config.eval.tile[1])
+        tiles.corners(tile, tile, config.eval.overlap)  # which tells a wrong overlap
+        shape = (image.shape[0], *tile, image.shape[-1])
+        batch = {"image": jax.ShapeDtypeStruct(shape, image.dtype), "index": batch["index"]}
+    jax.eval_shape(method.predict, state, batch)
 
 
 def phase_ends(config: ml_collections.ConfigDict, method: Method) -> list[int]:
@@ -200,11 +208,7 @@ def _run_phases(
     checkpoints: ocp.CheckpointManager,
 ) -> State:
     examples = datasets.load_split(config, "train")
-    cache = pipeline.choose_cache(
-        config.data, len(examples), devices.memory_bytes(), devices.host_bytes()
-    )
-    arrays = None if cache == "none" else pipeline.decode_all(config.data, examples)
-    resident = devices.replicate(arrays) if cache == "device" else None
+    arrays, resident = _cached(config, examples)
     for phase, last in zip(method.phases, phase_ends(config, method), strict=True):
         first = int(state.step)
         if first < last:
@@ -215,14 +219,29 @@ def _run_phases(
                 last,
                 (jax.process_index(), jax.process_count()),
             )
-            if resident is None:
+            if resident is not None:
+                calls = _resident_calls(config, resident, order, first, reporter)
+            elif config.data.fit == "crop":
+                calls = _streamed_calls(crops.train_crops(config, examples, order[1]), order)
+            else:
                 batches = pipeline.train_batches(config.data, examples, arrays, order[0])
                 calls = _streamed_calls(batches, order)
-            else:
-                calls = _resident_calls(config, resident, order, first, reporter)
             run = parallel_steps(phase, resident is not None)
             state = _run_phase(config, phase, run, calls, state, last, reporter, checkpoints)
     return state
+
+
+def _cached(
+    config: ml_collections.ConfigDict, examples: Examples
+) -> tuple[pipeline.HostBatch | None, Any]:
+    """The decoded training images on the host and on the devices, None where they are not there."""
+    if config.data.fit == "crop":  # which decodes them itself, as they are of several sizes
+        return None, None
+    cache = pipeline.choose_cache(
+        config.data, len(examples), devices.memory_bytes(), devices.host_bytes()
+    )
+    arrays = None if cache == "none" else pipeline.decode_all(config.data, examples)
+    return arrays, devices.replicate(arrays) if cache == "device" else None
 
 
 class _Call(NamedTuple):

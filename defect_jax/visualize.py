@@ -40,20 +40,23 @@ def overlay_sheet(
     """Draws a row of pictures for each example, at the aspect of its native resolution.
 
     The columns are the image, the ground truth on the image, the reconstruction (where any
-    example has one), the score map, and on the image what lies above the threshold (where there
-    is one).
+    example has one), the score map, and on the image what was found: the class map's defects (where
+    any example has one), or else what lies above the threshold (where there is one).
 
     Args:
         examples: dicts of `image` uint8 [H, W, C] with C 1 or 3, `mask` [h, w] (nonzero:
             defective), `score_map` float32 [h, w], optionally `reconstruction` float [H, W, C]
-            in [0, 1], `score`, `defect_type` and `filename`.
+            in [0, 1] and `class_map` [h, w] (0 is background), `score`, `defect_type` and
+            `filename`.
         pixel_threshold: score above which a pixel counts as defective.
         score_range: scores at the two ends of the colour scale, which all score maps share.
     """
     columns = ["image", "ground truth", "score map"]
     if any("reconstruction" in example for example in examples):
         columns.insert(2, "reconstruction")
-    if pixel_threshold is not None:
+    if any("class_map" in example for example in examples):
+        columns.append("found")
+    elif pixel_threshold is not None:
         columns.append(f"score map > {pixel_threshold:.3g}")
     if not examples:
         return _notice("no images to show")
@@ -154,7 +157,9 @@ def _draw_row(
         else:
             _show(axes, example["image"], native, cmap="gray", vmin=0, vmax=255)
     _outline(row[1], example["mask"] != 0, TRUTH, "no defect")
-    if threshold is not None:
+    if "class_map" in example:
+        _outline(row[-1], example["class_map"] > 0, FOUND, "nothing found")
+    elif threshold is not None:
         _outline(row[-1], example["score_map"] > threshold, FOUND, "nothing above")
 
 

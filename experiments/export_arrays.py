@@ -30,7 +30,7 @@ def export(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, i
     Raises:
         UserError: the file is there already, images are padded, or the data is bad.
     """
-    pipeline.check(config.data)
+    pipeline.check(config)
     if config.data.fit != "resize":
         raise UserError("arrays do not tell padding from image: set data.fit to resize")
     if path.exists():

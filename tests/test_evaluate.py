@@ -11,7 +11,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from configs import bsdata_unet, mvtec_autoencoder
 from defect_jax import checkpoint, run
 from defect_jax.data import datasets
-from defect_jax.evaluate import calibrate, evaluate, make_predict, predictions
+from defect_jax.errors import UserError
+from defect_jax.evaluate import _measure, calibrate, evaluate, make_predict, predictions
+from defect_jax.ops.objects import find_defects
 from defect_jax.train import train
 
 
@@ -139,6 +141,110 @@ def test_a_segmenter_is_measured_by_overlap_too(segmenter):
         hit += ((one["class_map"] > 0) & (one["mask"] > 0)).sum()
         union += ((one["class_map"] > 0) | (one["mask"] > 0)).sum()
     assert results["iou"] == pytest.approx(hit / union, abs=1e-9)
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        return list(reader), reader.fieldnames
+
+
+IN_PIXELS = [
+    "filename", "class_id", "score", "area", "length", "width", "row", "column", "top", "left",
+    "bottom", "right",
+]  # fmt: skip
+
+
+def test_a_row_for_each_predicted_defect(segmenter, autoencoder):
+    config, workdir, _ = segmenter
+    loaded = checkpoint.load_run(workdir)
+    examples = datasets.load_split(config, "test")
+    expected = [
+        (one["filename"], *defect[:-1])
+        for one in predictions(config, examples, make_predict(loaded.method, loaded.state))
+        for defect in find_defects(one["class_map"], one["score_map"])
+    ]
+    rows, fields = rows_of(workdir / "eval/test/defects.csv")
+    assert fields == IN_PIXELS
+    assert len(rows) == len(expected) > 0
+    for row, (filename, *numbers) in zip(rows, expected, strict=True):
+        assert row.pop("filename") == filename
+        np.testing.assert_allclose([float(value) for value in row.values()], numbers, rtol=1e-4)
+    assert not (autoencoder[1] / "eval/test/defects.csv").exists()
+
+
+def dark_is_defective(batch):
+    """Predicts the drawn pits, which are rows 20 to 29 and columns 40 to 59 of every test image."""
+    odds = (75.0 - batch["image"].mean(axis=-1)).astype(np.float32)
+    logits = np.stack([np.zeros_like(odds), odds], axis=-1)
+    return {"score": odds.max(axis=(1, 2)), "score_map": odds, "mask_logits": logits}
+
+
+@pytest.fixture
+def measured(segmenter, tmp_path):
+    """Measures `dark_is_defective` with some fields of `eval`: metrics, rows and fields."""
+
+    def measured(**fields):
+        config = segmenter[0].copy_and_resolve_references()
+        config.eval.update(fields)
+        examples = datasets.load_split(config, "test")
+        totals, _ = _measure(config, examples, dark_is_defective, None, tmp_path)
+        (total,) = totals.values()
+        return total, *rows_of(tmp_path / "defects.csv")
+
+    return measured
+
+
+def test_defects_are_where_and_as_large_as_drawn(measured):
+    total, rows, _ = measured()
+    assert len(rows) == 5
+    for row in rows:
+        assert float(row["area"]) == pytest.approx(10 * 20, rel=0.2)
+        assert float(row["length"]) == pytest.approx(np.hypot(10, 20), abs=2)
+        assert float(row["width"]) == pytest.approx(10, abs=2)
+        assert (float(row["row"]), float(row["column"])) == pytest.approx((24.5, 49.5), abs=1)
+    assert total["detection"].compute()["object_f1"].value == 1
+
+
+def test_with_a_scale_defects_are_in_millimetres_too(measured):
+    _, rows, fields = measured(mm_per_pixel=0.02)
+    assert fields == [*IN_PIXELS, "area_mm2", "length_mm", "width_mm", "row_mm", "column_mm"]
+    for row in rows:
+        assert float(row["area_mm2"]) == pytest.approx(float(row["area"]) * 0.0004)
+        for name in ("length", "width", "row", "column"):
+            assert float(row[f"{name}_mm"]) == pytest.approx(float(row[name]) * 0.02)
+
+
+def test_defects_below_the_smallest_area_are_not_predicted(measured):
+    total, rows, fields = measured(min_area=1000)
+    assert (rows, fields) == ([], IN_PIXELS)
+    assert total["segmentation"].compute()["iou"].value == 0
+    assert total["detection"].compute()["object_recall"].value == 0
+    assert total["pixel_ranking"].compute()["pixel_auroc"].value > 0.9  # the scores stay
+
+
+@pytest.mark.parametrize(("min_log_odds", "areas"), [(1000, []), (-1000, [46 * 113] * 5)])
+def test_the_least_log_odds_decide_what_is_a_defect(measured, min_log_odds, areas):
+    total, rows, _ = measured(min_log_odds=min_log_odds)
+    assert [int(row["area"]) for row in rows] == areas
+    assert total["pixel_ranking"].compute()["pixel_auroc"].value > 0.9  # the scores stay
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("min_area", -1),
+        ("mm_per_pixel", -0.1),
+        ("min_log_odds", float("nan")),
+        ("min_log_odds", float("-inf")),
+    ],
+)
+def test_what_makes_no_defect_is_refused(segmenter, field, value):
+    config, workdir, _ = segmenter
+    config = config.copy_and_resolve_references()
+    config.eval[field] = value
+    with pytest.raises(UserError, match=f"eval.{field} is {value}"):
+        evaluate(config, workdir)
 
 
 def test_a_padded_prediction_comes_back_to_its_place():

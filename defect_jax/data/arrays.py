@@ -29,8 +29,8 @@ def load(data: ml_collections.ConfigDict, split: str) -> Examples:
     """The examples of a split, decoded.
 
     Args:
-        data: `config.data`; `root` is the .npz file, whose images have `image_size` and
-            `channels`.
+        data: `config.data`; `root` is the .npz file, whose images have `channels` and, unless
+            `fit` is 'crop', `image_size`.
         split: 'train' or 'test'.
 
     Raises:
@@ -83,7 +83,8 @@ def _check(
     image: np.ndarray,
     mask: np.ndarray,
 ) -> None:
-    shape = (*data.image_size, data.channels)
+    size = image.shape[1:3] if data.fit == "crop" else data.image_size
+    shape = (*size, data.channels)
     if image.dtype != np.uint8 or image.shape[1:] != shape:
         raise UserError(
             f"{path}: {split}_image is {image.dtype} {list(image.shape)}, expected uint8 "

@@ -3,7 +3,8 @@
 The root is a clone of https://github.com/2Obe/BSData: `data/*.jpg`, `label/*.json` (labelme
 polygons) and `image_data.json` (the official split). Frames of type 2 show the same places of one
 spindle again and again over weeks, and the official split has frames of one place on both sides.
-Every frame of a test side is labelled, so figures that need good test images are undefined.
+Every frame of a test side is labelled, so figures that need good test images are undefined. The
+defect type of a labelled frame is that of its spindle, 'type 1' or 'type 2'.
 """
 
 import collections
@@ -21,6 +22,7 @@ from defect_jax.data import builder
 from defect_jax.data.examples import Examples
 from defect_jax.errors import UserError, require
 
+SPLITS = ("official", "grouped", "tuning", "random")
 NUM_FOLDS = 5
 CLASSES = {"Pitting": 1}
 # Every tenth safe normal frame calibrates thresholds and is never trained on.
@@ -50,8 +52,8 @@ def load(data: ml_collections.ConfigDict, split: str) -> Examples:
     """The examples of one side.
 
     Args:
-        data: `config.data`; reads `root`, `split` ('official' or 'grouped'), `fold` (of the
-            grouped split, 0 to 4), `normals` (add safe normal frames to 'train') and `cache_dir`.
+        data: `config.data`; reads `root`, `split`, `fold` and `normals` (see `split_names`) and
+            `cache_dir`.
         split: 'train', 'test', or 'validation': safe normal frames that are not in 'train'.
 
     Raises:
@@ -67,11 +69,13 @@ def load(data: ml_collections.ConfigDict, split: str) -> Examples:
     names = sorted(labelled.union(safe_normals(entries)))
     files = [root / "data" / name for name in names]
     labels = {name: root / "label" / _label_name(name) for name in names if name in labelled}
+    types = {e["filename"]: f"type {e['type']}" for e in entries if e["annotations"]}
     _check_files(root, files, list(labels.values()))
     prepared = builder.prepare(
-        {"frames": lambda: _rows(root, names, labels)},
+        {"frames": lambda: _rows(root, names, labels, types)},
         "bsdata",
-        builder.fingerprint(root, [*files, *labels.values()]),
+        # With the types, which come from a file that is not among these.
+        builder.fingerprint(root, [*files, *labels.values()], sorted(types.items())),
         data.cache_dir,
         len(names),
     )
@@ -87,28 +91,37 @@ def split_names(
 
     Args:
         entries: of `image_data.json`.
-        split: 'official', or 'grouped', where no place stands on both sides.
-        fold: which fold is the test side of 'grouped'.
+        split: 'official'; 'grouped', where no place stands on both sides; 'tuning', the same of the
+            official training frames alone, to choose thresholds on; or 'random', a fifth of the
+            labelled frames, as ZNet's authors split them.
+        fold: which fold is the test side of 'grouped' and 'tuning'; the seed of 'random'.
         normals: whether 'train' has the safe normal frames too.
 
     Raises:
         UserError: an unknown split or fold.
     """
-    require(split, ("official", "grouped"), "data.split")
+    require(split, SPLITS, "data.split")
     labelled = [entry for entry in entries if entry["annotations"]]
     safe = safe_normals(entries)
+    if split == "tuning":
+        labelled = [entry for entry in labelled if entry["train_test_split"] == "train"]
+    names = [entry["filename"] for entry in labelled]
     if split == "official":
         test = {e["filename"] for e in labelled if e["train_test_split"] == "test"}
+    elif split == "random":
+        if fold < 0:
+            raise UserError(f"data.fold is {fold}: the seed of a random split is at least 0")
+        test = set(np.random.default_rng(fold).permutation(sorted(names))[: len(names) // 5])
     else:
         require(fold, range(NUM_FOLDS), "data.fold")
-        places = grouped_folds([entry["filename"] for entry in labelled])[fold]
-        test = {e["filename"] for e in labelled if place(e["filename"]) in places}
+        places = grouped_folds(names)[fold]
+        test = {name for name in names if place(name) in places}
         safe = [name for name in safe if place(name) not in places]
-    train = [e["filename"] for e in labelled if e["filename"] not in test]
+    train = [name for name in names if name not in test]
     validation = safe[::_VALIDATION_EVERY]
     if normals:
         train += sorted(set(safe) - set(validation))
-    return {"train": train, "validation": validation, "test": sorted(test)}
+    return {"train": train, "validation": validation, "test": sorted(map(str, test))}
 
 
 def grouped_folds(filenames: Iterable[str]) -> list[set[str]]:
@@ -249,7 +262,10 @@ def _check_files(
 
 
 def _rows(
-    root: pathlib.Path, names: Iterable[str], labels: dict[str, pathlib.Path]
+    root: pathlib.Path,
+    names: Iterable[str],
+    labels: dict[str, pathlib.Path],
+    types: dict[str, str],
 ) -> Iterator[dict]:
     for name in names:
         image, size = builder.encode_image(root / "data" / name)
@@ -258,6 +274,6 @@ def _rows(
             "image": image,
             "mask": b"" if mask is None else builder.encode_png(mask),
             "label": int(mask is not None),
-            "defect_type": "good" if mask is None else "pitting",
+            "defect_type": types.get(name, "good"),
             "filename": f"data/{name}",
         }

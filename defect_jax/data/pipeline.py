@@ -10,30 +10,55 @@ TensorFlow is imported when there is something to decode, and not before.
 
 import io
 from collections.abc import Iterator
+from typing import Any
 
 import ml_collections
 import numpy as np
 from PIL import Image
 
 from defect_jax.data.examples import Examples
-from defect_jax.errors import UserError, require
+from defect_jax.errors import UserError, field, require
 
 HostBatch = dict[str, np.ndarray]
 
-FITS = ("pad", "resize")
+FITS = ("pad", "resize", "crop")
 CACHES = ("auto", "device", "memory", "none")
 CHANNELS = (1, 3)
 
 
-def check(data: ml_collections.ConfigDict) -> None:
-    """Raises UserError for a field of `config.data` that the pipeline does not know."""
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for a field of `config.data` that the pipeline does not know.
+
+    Or one that only crops have, where the images are no crops.
+    """
+    data, augmentation = config.data, config.augment
     require(data.fit, FITS, "data.fit")
     require(data.cache, CACHES, "data.cache")
     require(data.channels, CHANNELS, "data.channels")
+    cropped = {
+        "data.defect_share": data.defect_share,
+        "augment.paste_probability": augmentation.paste_probability,
+    }
+    for name, share in cropped.items():
+        if not 0 <= share <= 1:
+            raise UserError(f"{name} is {share}: it must lie between 0 and 1")
+        if share and data.fit != "crop":
+            raise UserError(f"{name} is {share} with data.fit '{data.fit}': it needs 'crop'")
+    if data.fit == "crop":
+        for name in ("tile", "overlap"):
+            field(config.eval, name, "eval")
+    if not augmentation.paste_probability:
+        return
+    size = field(augmentation, "paste_size", "augment")
+    if not 3 <= size <= min(data.image_size):
+        raise UserError(
+            f"augment.paste_size is {size}: it must lie between 3 and the sides "
+            f"of data.image_size, {data.image_size[0]}x{data.image_size[1]}"
+        )
 
 
 def batch_indices(
-    seed: int, num_examples: int, batch_size: int, first_step: int, last_step: int
+    seed: int | list[int], num_examples: int, batch_size: int, first_step: int, last_step: int
 ) -> np.ndarray:
     """Which example stands where in the stream.
 
@@ -181,9 +206,11 @@ def eval_batches(
 def fitted_size(native: tuple[int, int], image_size: tuple[int, int], fit: str) -> tuple[int, int]:
     """The part (h, w) of the model's image, from its top left, that an image fills.
 
-    `fit` is 'resize' (all of it, whatever the aspect) or 'pad' (keeps the aspect; its last row
-    or column is repeated over the rest).
+    `fit` is 'resize' (all of it, whatever the aspect), 'pad' (keeps the aspect; its last row or
+    column is repeated over the rest) or 'crop' (the image keeps its size).
     """
+    if fit == "crop":
+        return native
     if fit == "resize":
         return image_size[0], image_size[1]
     scale = min(image_size[0] / native[0], image_size[1] / native[1])
@@ -203,6 +230,15 @@ def native_size(examples: Examples, number: int) -> tuple[int, int]:
         return image.height, image.width
 
 
+def native_image(examples: Examples, number: int, channels: int) -> np.ndarray:
+    """An example's image at its file's own resolution: uint8 [h, w, channels]."""
+    if examples.is_decoded:
+        return examples.image[number]
+    with Image.open(io.BytesIO(examples.image[number])) as image:
+        pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
 def native_mask(examples: Examples, number: int) -> np.ndarray:
     """An example's mask at its file's own resolution: uint8 [h, w], class ids."""
     if examples.is_decoded:
@@ -211,6 +247,13 @@ def native_mask(examples: Examples, number: int) -> np.ndarray:
         return np.zeros(native_size(examples, number), np.uint8)
     with Image.open(io.BytesIO(examples.mask[number])) as mask:
         return np.asarray(mask)
+
+
+def pad_to(values: np.ndarray, size: tuple[int, int], mode: Any = "edge") -> np.ndarray:
+    """[h, w, ...] continued below and to the right to at least this size, as `np.pad` does."""
+    missing = [max(0, wanted - have) for wanted, have in zip(size, values.shape, strict=False)]
+    widths = [(0, more) for more in missing] + [(0, 0)] * (values.ndim - 2)
+    return np.pad(values, widths, mode=mode) if any(missing) else values
 
 
 def _decode(

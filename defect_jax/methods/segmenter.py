@@ -4,16 +4,18 @@ Ronneberger et al. 2015, "U-Net"; the network is in `models/unet.py`.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 from defect_jax import models, optim, steps
 from defect_jax.data.augment import augment
-from defect_jax.errors import lookup
+from defect_jax.data.paste import paste
+from defect_jax.errors import UserError, lookup
 from defect_jax.losses.segmentation import SEGMENTATION_LOSSES
 from defect_jax.method import (
     Batch,
@@ -26,30 +28,71 @@ from defect_jax.method import (
 )
 from defect_jax.methods.scoring import score_image
 
+# [B, H, W, K], or a tuple of them, each of half the size of the one before.
+Logits = jax.Array | tuple[jax.Array, ...]
+PixelLosses = Callable[[Logits, jax.Array], dict[str, jax.Array]]
+
 
 def segmenter(config: ml_collections.ConfigDict) -> Method:
     """A network that gives every pixel a class.
 
-    Reads from `config.method`: `model` (a name of `models.SEGMENTERS`), `width`, `depth`,
-    `normalization`, `losses` (names of `SEGMENTATION_LOSSES`, added up), `smoothing` and
-    `top_fraction` (see `score_image`); the number of classes is `config.data.num_classes`. The
-    score map is the log-odds of a pixel being no background.
+    Reads from `config.method`: `model` (a name of `models.SEGMENTERS`) and its fields, `losses`
+    (names of `SEGMENTATION_LOSSES`, added up; see `pixel_losses`), `flip_average` (predict the
+    mean over four flips of the image), `smoothing` and `top_fraction` (see `score_image`); the
+    number of classes is `config.data.num_classes`. The score map is the log-odds of a pixel being
+    no background.
     """
-    method = config.method
     model = models.make_segmenter(config)
-    losses = [lookup(SEGMENTATION_LOSSES, name, "method.losses") for name in method.losses]
+    tx = optim.make_optimizer(config.optimizer, config.train.num_steps)
+    loss_fn = functools.partial(_losses, model, pixel_losses(config.method), config.augment)
+    return Method(
+        init=functools.partial(init_state, model, tx),
+        phases=(Phase(steps.gradient_step(loss_fn, tx)),),
+        predict=predictor(config.method, model),
+    )
+
+
+def pixel_losses(method: ml_collections.ConfigDict) -> PixelLosses:
+    """The losses that `method.losses` names, of (logits, mask [B, H, W]): name -> [B].
+
+    Where the logits are a tuple, each level of half the size of the one before, a loss is the mean
+    over the levels by weights that halve from level to level.
+
+    Raises:
+        UserError: an unknown name, or no losses at all.
+    """
+    if not method.losses:
+        raise UserError("method.losses is empty: name at least one")
+    by_name = {name: lookup(SEGMENTATION_LOSSES, name, "method.losses") for name in method.losses}
+    return functools.partial(_pixel_losses, by_name)
+
+
+def views(
+    augmentation: ml_collections.ConfigDict, batch: Batch, keys: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """A batch with its pasted defects and augmented: images [B, H, W, C], masks [B, H, W]."""
+    paste_keys, augment_keys = steps.split_keys(keys, 2)
+    image, mask = paste(augmentation, to_float(batch["image"]), batch["mask"], batch, paste_keys)
+    return augment(augmentation, image, mask, augment_keys)
+
+
+def predictor(
+    method: ml_collections.ConfigDict, model: nn.Module, player: str | None = None
+) -> Callable[[State, Batch], dict[str, jax.Array]]:
+    """The `predict` of a method whose segmenter is `model`, of the parameters of `player`.
+
+    Reads `flip_average`, `smoothing` and `top_fraction`. Beside score and score map it gives
+    `mask_logits` [B, H, W, K].
+    """
     score = functools.partial(
         score_image, smoothing=method.smoothing, top_fraction=method.top_fraction
     )
-    tx = optim.make_optimizer(config.optimizer, config.train.num_steps)
-    augmentation = config.augment
-    return Method(
-        init=functools.partial(init_state, model, tx),
-        phases=(
-            Phase(steps.gradient_step(functools.partial(_losses, model, losses, augmentation), tx)),
-        ),
-        predict=functools.partial(_predict, model, score),
-    )
+    return functools.partial(_predict, model, score, method.flip_average, player)
+
+
+def full_size(logits: Logits) -> jax.Array:
+    """Of logits of one or several levels, those of the image's size: [B, H, W, K]."""
+    return logits[0] if isinstance(logits, tuple) else logits
 
 
 def log_odds(logits: jax.Array) -> jax.Array:
@@ -59,20 +102,57 @@ def log_odds(logits: jax.Array) -> jax.Array:
 
 def _losses(
     model: nn.Module,
-    losses: Sequence[Any],
+    losses: PixelLosses,
     augmentation: ml_collections.ConfigDict,
     params: Any,
     state: State,
     batch: Batch,
     keys: jax.Array,
 ) -> tuple[jax.Array, steps.Aux]:
-    image, mask = augment(augmentation, to_float(batch["image"]), batch["mask"], keys)
+    image, mask = views(augmentation, batch, keys)
     logits, batch_stats = apply_train(model, params, state.batch_stats, image)
-    parts = {loss.__name__: loss(logits, mask) for loss in losses}
-    return sum(parts.values()), steps.Aux(batch_stats, parts)
+    parts = losses(logits, mask)
+    return sum(parts.values(), jnp.zeros(())), steps.Aux(batch_stats, parts)
 
 
-def _predict(model: nn.Module, score: Any, state: State, batch: Batch) -> dict[str, jax.Array]:
+def _pixel_losses(
+    by_name: dict[str, Callable[[jax.Array, jax.Array], jax.Array]],
+    logits: Logits,
+    mask: jax.Array,
+) -> dict[str, jax.Array]:
+    levels = logits if isinstance(logits, tuple) else (logits,)
+    weights = [2.0**-level for level in range(len(levels))]
+    return {
+        name: sum(
+            (
+                weight / sum(weights) * loss(level, mask[:, :: 2**number, :: 2**number])
+                for number, (weight, level) in enumerate(zip(weights, levels, strict=True))
+            ),
+            jnp.zeros(()),
+        )
+        for name, loss in by_name.items()
+    }
+
+
+def _predict(
+    model: nn.Module,
+    score: Any,
+    flip_average: bool,
+    player: str | None,
+    state: State,
+    batch: Batch,
+) -> dict[str, jax.Array]:
+    variables = optim.trained_variables(state, player)
+
+    def label(image: jax.Array) -> jax.Array:
+        logits: Any = model.apply(variables, image, train=False)
+        return full_size(logits)
+
     image = to_float(batch["image"])
-    logits: Any = model.apply(optim.trained_variables(state), image, train=False)
+    if flip_average:
+        turns = ((), (1,), (2,), (1, 2))
+        votes = [jax.nn.softmax(jnp.flip(label(jnp.flip(image, turn)), turn)) for turn in turns]
+        logits = jnp.log(jnp.maximum(sum(votes) / len(votes), jnp.finfo(jnp.float32).tiny))
+    else:
+        logits = label(image)
     return score(log_odds(logits)) | {"mask_logits": logits}

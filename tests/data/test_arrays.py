@@ -16,6 +16,7 @@ def data(tmp_path):
             "image_size": (4, 6),
             "channels": 3,
             "num_classes": 2,
+            "fit": "resize",
         }
     )
 
@@ -39,6 +40,15 @@ def test_grey_images_may_lack_their_channel(data):
     data.channels = 1
     np.savez(data.root, train_image=IMAGES[..., 0])
     np.testing.assert_array_equal(arrays.load(data, "train").image, IMAGES[..., :1])
+
+
+def test_images_for_crops_may_be_of_any_size(data):
+    data.update(fit="crop", image_size=(2, 2))
+    np.savez(data.root, train_image=IMAGES)
+    np.testing.assert_array_equal(arrays.load(data, "train").image, IMAGES)
+    data.channels = 1
+    with pytest.raises(UserError, match=r"expected uint8 \[N, 4, 6, 1\]"):
+        arrays.load(data, "train")
 
 
 def test_what_is_saved_is_loaded(data, tmp_path):

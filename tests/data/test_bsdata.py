@@ -87,7 +87,8 @@ def test_official_split_of_a_small_clone(data):
         "test": PLACES,
     }
     assert sides["test"].filename.tolist() == [f"data/{frame_name(p, 13)}" for p in range(PLACES)]
-    assert set(sides["test"].defect_type) == {"pitting"} and sides["test"].label.all()
+    assert set(sides["test"].defect_type) == {"type 2"} and sides["test"].label.all()
+    assert set(sides["validation"].defect_type) == {"good"}
     assert not sides["validation"].label.any() and set(sides["validation"].mask) == {b""}
     mask = decode(sides["train"].mask[0])
     assert mask.shape == (HEIGHT, WIDTH, 1)
@@ -128,6 +129,47 @@ def test_changed_label_is_prepared_anew(data, root):
     before = decode(bsdata.load(data, "train").mask[0]).sum()
     write_label(path, SQUARE, [[14, 2], [18, 2], [18, 6]])
     assert decode(bsdata.load(data, "train").mask[0]).sum() > before
+
+
+def test_changed_type_is_prepared_anew(data, root):
+    assert set(bsdata.load(data, "train").defect_type) == {"type 2"}
+    path = root / "image_data.json"
+    content = json.loads(path.read_text())
+    labelled = [entry for entry in content["images"] if entry["annotations"]]
+    labelled[0]["type"] = 1
+    path.write_text(json.dumps(content))
+    train = bsdata.load(data, "train")
+    one = train.filename == f"data/{labelled[0]['filename']}"
+    assert train.defect_type[one].tolist() == ["type 1"]
+    assert set(train.defect_type[~one]) == {"type 2"}
+
+
+def test_folds_of_tuning_have_the_official_training_frames_alone(data):
+    official = bsdata.load(data, "test").filename.tolist()
+    data.update(split="tuning", normals=True)
+    tested = []
+    for data.fold in range(bsdata.NUM_FOLDS):
+        sides = {side: bsdata.load(data, side) for side in ("train", "validation", "test")}
+        names = [name for side in sides.values() for name in side.filename]
+        assert len(names) == len(set(names)) and not set(names) & set(official)
+        test = sides["test"].filename.tolist()
+        assert not places_of(test) & places_of(set(names) - set(test))
+        assert sides["test"].label.all() and not sides["validation"].label.any()
+        tested += test
+    assert sorted(tested) == [f"data/{frame_name(place, 12)}" for place in range(PLACES)]
+
+
+def test_random_split_of_a_small_clone_is_its_seed_s(data):
+    data.split = "random"
+    tests = []
+    for data.fold in (0, 1, 2, 7):
+        train, test = bsdata.load(data, "train"), bsdata.load(data, "test")
+        assert (len(train), len(test)) == (8, 2)  # a fifth of two labelled frames of each place
+        assert train.label.all() and test.label.all()
+        assert not set(train.filename) & set(test.filename)
+        assert bsdata.load(data, "test").filename.tolist() == test.filename.tolist()
+        tests.append(tuple(test.filename))
+    assert len(set(tests)) > 1
 
 
 def test_root_that_is_not_there_not_set_or_another(data, root, tmp_path):
@@ -237,10 +279,11 @@ def test_other_mistakes_in_a_label(data, root):
 
 def test_unknown_split_and_fold(data):
     assert "'valid'" in one_line(data, "valid")
-    data.split = "random"
+    data.split = "by_day"
     assert "data.split" in one_line(data) and "grouped" in one_line(data)
-    data.update(split="grouped", fold=5)
-    assert "data.fold" in one_line(data) and "'5'" in one_line(data)
+    for data.split in ("grouped", "tuning"):
+        data.fold = 5
+        assert "data.fold" in one_line(data) and "'5'" in one_line(data)
 
 
 def test_names_tell_place_and_time():
@@ -313,6 +356,8 @@ def test_real_official_split(real):
     assert (len(train), len(test)) == (324, 70)
     assert train.label.all() and test.label.all()
     assert not set(train.filename) & set(test.filename)
+    counts = [dict(collections.Counter(side.defect_type.tolist())) for side in (train, test)]
+    assert counts == [{"type 2": 274, "type 1": 50}, {"type 2": 51, "type 1": 19}]
     for examples in (train, test):
         for image, mask in zip(examples.image[::9], examples.mask[::9], strict=True):
             size = Image.open(io.BytesIO(image)).size
@@ -352,6 +397,30 @@ def test_real_folds_share_no_place(data_root):
     assert set(tested) == labelled and set(tested.values()) == {1}
 
 
+def test_real_folds_of_tuning_leave_the_official_test_frames_alone(data_root):
+    entries = real_entries(data_root)
+    official = bsdata.split_names(entries, "official", 0, normals=False)
+    tested = collections.Counter()
+    for fold in range(bsdata.NUM_FOLDS):
+        sides = bsdata.split_names(entries, "tuning", fold, normals=True)
+        places = {side: set(map(bsdata.place, names)) for side, names in sides.items()}
+        assert not places["test"] & (places["train"] | places["validation"])
+        assert not set(official["test"]) & {name for names in sides.values() for name in names}
+        assert set(official["train"]) <= {*sides["train"], *sides["test"]}
+        assert len(sides["test"]) > 0.1 * 324
+        tested.update(sides["test"])
+    assert set(tested) == set(official["train"]) and set(tested.values()) == {1}
+
+
+def test_real_random_split_is_a_fifth_and_its_seed_s(data_root):
+    entries = real_entries(data_root)
+    sides = [bsdata.split_names(entries, "random", seed, normals=False) for seed in (7, 7, 8)]
+    for one in sides:
+        assert (len(set(one["train"])), len(set(one["test"]))) == (316, 78)
+        assert not set(one["train"]) & set(one["test"])
+    assert sides[0] == sides[1] and sides[0]["test"] != sides[2]["test"]
+
+
 def test_real_normals_are_the_safe_ones(data_root):
     entries = real_entries(data_root)
     unlabelled = [entry["filename"] for entry in entries if not entry["annotations"]]
@@ -363,7 +432,7 @@ def test_real_normals_are_the_safe_ones(data_root):
     assert set(safe) <= set(unlabelled) and not set(safe) & suspects
 
 
-@pytest.mark.parametrize("split", ["official", "grouped"])
+@pytest.mark.parametrize("split", bsdata.SPLITS)
 def test_real_sides_are_disjoint(data_root, split):
     for normals in (False, True):
         sides = bsdata.split_names(real_entries(data_root), split, 2, normals)

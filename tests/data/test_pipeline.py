@@ -169,7 +169,7 @@ def test_no_training_images_is_an_error(config):
 @pytest.mark.parametrize(
     ("field", "value", "known"),
     [
-        ("fit", "stretch", "pad, resize"),
+        ("fit", "stretch", "crop, pad, resize"),
         ("cache", "tape", "auto, device, memory, none"),
         ("channels", 2, "1, 3"),
     ],
@@ -178,4 +178,4 @@ def test_unknown_choices_list_the_known(config, field, value, known):
     config = config.copy_and_resolve_references()
     config.data[field] = value
     with pytest.raises(UserError, match=f"unknown data.{field} '{value}': choose one of {known}"):
-        pipeline.check(config.data)
+        pipeline.check(config)

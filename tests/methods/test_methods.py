@@ -75,13 +75,26 @@ def segmenter(batch):
     return fit(segmenter_config(), batch, 80)
 
 
-@pytest.mark.parametrize("name", ["autoencoder", "segmenter"])
+@pytest.fixture(scope="module")
+def residual_segmenter(batch):
+    config = segmenter_config()
+    config.method.update(
+        residual=True,
+        depth=2,
+        supervised_levels=2,
+        flip_average=True,
+        losses=("outline_cross_entropy", "batch_dice", "focal_tversky"),
+    )
+    return fit(config, batch, 80)
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "segmenter", "residual_segmenter"])
 def test_one_batch_is_learned_by_heart(name, request):
     _, _, losses = request.getfixturevalue(name)
     assert np.isfinite(losses).all() and losses[-1] < 0.25 * losses[0]
 
 
-@pytest.mark.parametrize("name", ["autoencoder", "segmenter"])
+@pytest.mark.parametrize("name", ["autoencoder", "segmenter", "residual_segmenter"])
 def test_predictions_have_the_promised_shapes(name, request, batch):
     method, state, _ = request.getfixturevalue(name)
     prediction = method.predict(state, batch)
@@ -100,13 +113,23 @@ def test_an_autoencoder_maps_its_residual(autoencoder, batch):
     np.testing.assert_allclose(prediction["score_map"], residual.mean(-1), rtol=1e-5, atol=1e-7)
 
 
-def test_a_segmenter_finds_what_it_was_taught(segmenter, batch):
-    method, state, _ = segmenter
+@pytest.mark.parametrize("name", ["segmenter", "residual_segmenter"])
+def test_a_segmenter_finds_what_it_was_taught(name, request, batch):
+    method, state, _ = request.getfixturevalue(name)
     prediction = method.predict(state, batch)
     found = prediction["mask_logits"].argmax(-1)
     truth = batch["mask"]
     assert np.logical_and(found, truth).sum() / np.logical_or(found, truth).sum() > 0.8
     np.testing.assert_array_equal(prediction["score_map"] > 0, found == 1)
+
+
+def test_the_average_over_flips_turns_with_the_image(residual_segmenter, batch):
+    method, state, _ = residual_segmenter
+    plain = method.predict(state, batch)
+    for axis in (1, 2):
+        turned = method.predict(state, {**batch, "image": np.flip(batch["image"], axis)})
+        for name in ("score_map", "mask_logits"):
+            np.testing.assert_allclose(np.flip(turned[name], axis), plain[name], atol=2e-3)
 
 
 def test_log_odds_of_many_classes():

@@ -1,0 +1,48 @@
+"""A residual U-Net on crops of BSData at their own resolution, official split.
+
+    python -m defect_jax.main --config=configs/bsdata_residual_unet.py --workdir=runs/bsdata \
+        --config.data.root=/path/to/BSData
+
+Two of three crops lie around a pit. On an accelerator take --config.method.width=32 and
+--config.data.image_size="(512, 512)".
+"""
+
+import ml_collections
+
+from configs import bsdata_unet
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = bsdata_unet.get_config()
+    config.data.fit = "crop"
+    config.data.image_size = (256, 256)
+    config.data.defect_share = 2 / 3
+    config.data.normals = True
+
+    config.method.residual = True
+    config.method.supervised_levels = 3
+    config.method.losses = ("cross_entropy", "batch_dice")
+    config.method.flip_average = True
+
+    config.augment.rotation = 15.0
+    config.augment.min_crop = 0.7
+    config.augment.max_crop = 1.4
+    config.augment.lighting_probability = 0.0
+    config.augment.gamma = 0.3
+    config.augment.contrast = 0.2
+    config.augment.hue = 0.03
+    config.augment.blur = 1.0
+    config.augment.noise = 0.02
+    config.augment.jpeg = 50
+    config.augment.paste_probability = 0.5
+    config.augment.paste_size = 96  # pixels, the side of the pasted patch
+
+    config.optimizer.learning_rate = 1e-3
+
+    config.train.batch_size = 16
+    config.train.num_steps = 3000
+    config.train.checkpoint_every = 250
+    config.eval.batch_size = 2
+    config.eval.tile = (656, 816)  # a frame of type 2 is covered by two
+    config.eval.overlap = 64  # pixels that neighbouring tiles share at least
+    return config

@@ -1,0 +1,164 @@
+"""Random crops of images at their own resolution, for training where `config.data.fit` is 'crop'.
+
+A share of the crops lies around a defect, since most of a frame has nothing to teach; the rest
+lies anywhere in any frame. Which crop stands at a place of the stream is a function of (seed,
+place) alone. Decoded frames stay in the host's memory.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import ml_collections
+import numpy as np
+import tqdm
+from scipy import ndimage
+
+from defect_jax.data import pipeline
+from defect_jax.data.examples import Examples
+from defect_jax.errors import UserError
+
+# What the random numbers of a place of the stream are drawn for.
+_CENTRED, _DEFECTIVE, _WINDOW, _DONOR = 1, 2, 3, 4
+
+
+class Frame(NamedTuple):
+    """A decoded example: image uint8 [h, w, C], mask uint8 [h, w], defects' pixels, each [n, 2]."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    defects: list[np.ndarray]
+
+
+def order(
+    config: ml_collections.ConfigDict, label: np.ndarray, places: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which example is cropped at each place of the stream, and whether around a defect.
+
+    Args:
+        config: reads `seed` and `data.defect_share`, the share of crops around a defect.
+        label: [N], 1 for examples with defects.
+        places: [steps, b], as `pipeline.train_order` gives them.
+
+    Returns:
+        Numbers of examples int32, and booleans, both like `places`. Crops around a defect go
+        through the defective examples in an order of their own, one permutation after another; the
+        others through all examples.
+
+    Raises:
+        UserError: crops around defects are asked for, and no example has any.
+    """
+    share = config.data.defect_share
+    if share and not label.any():
+        raise UserError(f"data.defect_share is {share}, but no training image has a defect: set 0")
+    count = int(places.max()) + 1
+    centred = np.random.default_rng([config.seed, _CENTRED]).random(count) < share
+    numbers = np.empty(count, np.int32)
+    for chosen, group, seed in (
+        (centred, np.flatnonzero(label), [config.seed, _DEFECTIVE]),
+        (~centred, np.arange(len(label)), config.seed),
+    ):
+        length = int(np.count_nonzero(chosen))
+        if length:  # without crops around defects there may be no defect to go round
+            numbers[chosen] = group[pipeline.batch_indices(seed, len(group), 1, 0, length)[:, 0]]
+    return numbers[places], centred[places]
+
+
+def train_crops(
+    config: ml_collections.ConfigDict, examples: Examples, places: np.ndarray
+) -> Iterator[pipeline.HostBatch]:
+    """The crops of each batch.
+
+    Args:
+        config: reads `seed`, `data.image_size` (of a crop), `data.channels`, `data.defect_share`,
+            `augment.paste_probability` and `augment.paste_size`.
+        examples: N of them, of any sizes; smaller ones are continued by their last row and column.
+        places: [steps, b] of the stream.
+
+    Yields:
+        `image` uint8 [b, H, W, C], `mask` uint8 [b, H, W], `label` int32 [b] (of the crop), and,
+        where crops get pasted defects, `donor_image` uint8 [b, p, p, C] and `donor_mask` uint8
+        [b, p, p]: a patch with a whole defect in its middle and none on its border.
+
+    Raises:
+        UserError: see `order`; or no defect fits into a patch.
+    """
+    numbers, centred = order(config, examples.label, places)
+    frames = [
+        _decode(config.data, examples, number)
+        for number in tqdm.tqdm(range(len(examples)), "decoding", leave=False, delay=0.5)
+    ]
+    donors = _donors(frames, config.augment) if config.augment.paste_probability else None
+    for row, row_numbers, row_centred in zip(places, numbers, centred, strict=True):
+        crops = [
+            _crop(config, frames[number], place, on)
+            for place, number, on in zip(row, row_numbers, row_centred, strict=True)
+        ]
+        image, mask = (np.stack(parts) for parts in zip(*crops, strict=True))
+        batch = {"image": image, "mask": mask, "label": np.asarray(mask.any(axis=(1, 2)), np.int32)}
+        if donors:
+            patches = [_donor(config, frames, donors, place) for place in row]
+            donor_image, donor_mask = (np.stack(parts) for parts in zip(*patches, strict=True))
+            batch |= {"donor_image": donor_image, "donor_mask": donor_mask}
+        yield batch
+
+
+def _decode(data: ml_collections.ConfigDict, examples: Examples, number: int) -> Frame:
+    size = (data.image_size[0], data.image_size[1])
+    mask = pipeline.native_mask(examples, number)
+    components, count = ndimage.label(mask, np.ones((3, 3)))
+    defects = [np.argwhere(components == one) for one in range(1, count + 1)]
+    image = pipeline.native_image(examples, number, data.channels)
+    return Frame(pipeline.pad_to(image, size), pipeline.pad_to(mask, size, "constant"), defects)
+
+
+def _crop(
+    config: ml_collections.ConfigDict, frame: Frame, place: int, centred: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """A window anywhere, or one whose middle half holds a random pixel of a random defect."""
+    size = np.array(config.data.image_size)
+    room = np.array(frame.mask.shape) - size
+    rng = np.random.default_rng([config.seed, _WINDOW, place])
+    corner = rng.integers(0, room + 1)
+    if centred:
+        defect = frame.defects[rng.integers(len(frame.defects))]
+        pixel = defect[rng.integers(len(defect))]
+        corner = np.clip(pixel - rng.integers(size // 4, size - size // 4), 0, room)
+    return _window(frame, corner, size)
+
+
+def _window(frame: Frame, corner: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    top, left = corner
+    bottom, right = corner + size
+    return frame.image[top:bottom, left:right], frame.mask[top:bottom, left:right]
+
+
+def _donors(
+    frames: list[Frame], augmentation: ml_collections.ConfigDict
+) -> list[tuple[int, np.ndarray]]:
+    """The frames' numbers and the corners of all patches with a defect in the middle."""
+    side = augmentation.paste_size
+    donors = []
+    for number, frame in enumerate(frames):
+        for defect in frame.defects:
+            corner = (defect.min(axis=0) + defect.max(axis=0) + 1 - side) // 2
+            _, mask = _window(frame, np.maximum(corner, 0), np.array([side, side]))
+            inside = (corner >= 0).all() and mask.shape == (side, side)
+            if inside and not (mask[[0, -1]].any() or mask[:, [0, -1]].any()):
+                donors.append((number, corner))
+    if not donors:
+        raise UserError(
+            f"augment.paste_size is {side}: no defect of the training images fits into that many "
+            "pixels: raise it, or set augment.paste_probability to 0"
+        )
+    return donors
+
+
+def _donor(
+    config: ml_collections.ConfigDict,
+    frames: list[Frame],
+    donors: list[tuple[int, np.ndarray]],
+    place: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng([config.seed, _DONOR, place])
+    number, corner = donors[rng.integers(len(donors))]
+    return _window(frames[number], corner, np.full(2, config.augment.paste_size))

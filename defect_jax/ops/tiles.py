@@ -1,0 +1,77 @@
+"""Covering an image with overlapping tiles, and merging what was computed for each."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from defect_jax.errors import UserError
+
+
+def corners(size: tuple[int, int], tile: tuple[int, int], overlap: int) -> np.ndarray:
+    """Where the tiles of an image begin: as few as overlap enough, evenly spread.
+
+    Args:
+        size: (height, width) of the image, at least the tile's.
+        tile: (height, width).
+        overlap: pixels that neighbours share at least, less than the tile's sides.
+
+    Returns:
+        [n, 2] int, rows and columns; the first tile begins at the image's corner, the last ends at
+        the opposite one.
+
+    Raises:
+        UserError: an overlap that leaves a tile nothing of its own.
+    """
+    if not 0 <= overlap < min(tile):
+        raise UserError(
+            f"eval.overlap is {overlap} for tiles of {tile[0]}x{tile[1]}: it must be 0 or more and "
+            "less than their sides"
+        )
+    starts = []
+    for whole, side in zip(size, tile, strict=True):
+        count = 1 + max(0, -(-(whole - side) // (side - overlap)))
+        starts.append(np.rint(np.linspace(0, whole - side, count)).astype(int))
+    return np.stack(np.meshgrid(*starts, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+def cut(image: np.ndarray, starts: np.ndarray, tile: tuple[int, int]) -> np.ndarray:
+    """The tiles of an image [H, W, ...] that begin at `starts` [n, 2]: [n, h, w, ...]."""
+    return np.stack([image[r : r + tile[0], c : c + tile[1]] for r, c in starts])
+
+
+def merge(
+    tiles: Iterable[np.ndarray], starts: np.ndarray, size: tuple[int, int], overlap: int
+) -> np.ndarray:
+    """Merges maps of tiles, from one to the next in the middle half of where they overlap.
+
+    A network sees less of what lies around a pixel near its tile's border, so within a quarter of
+    the overlap of a border a tile counts a millionth of its neighbour. From there its weight rises
+    linearly, to its full one at three quarters.
+
+    Args:
+        tiles: n arrays [h, w, ...] float.
+        starts: [n, 2], as `corners` gives them.
+        size: (H, W) of the whole.
+        overlap: as `corners` took it.
+
+    Returns:
+        [H, W, ...] float32.
+    """
+    total, weights = np.zeros(0), np.zeros(size)
+    for (row, column), tile in zip(starts, tiles, strict=True):
+        weight = _rise(tile.shape[0], overlap)[:, None] * _rise(tile.shape[1], overlap)
+        window = np.s_[row : row + tile.shape[0], column : column + tile.shape[1]]
+        if not total.size:
+            total = np.zeros((*size, *tile.shape[2:]))
+        total[window] += weight.reshape(*weight.shape, *[1] * (tile.ndim - 2)) * tile
+        weights[window] += weight
+    return (total / weights.reshape(*size, *[1] * (total.ndim - 2))).astype(np.float32)
+
+
+def _rise(length: int, overlap: int) -> np.ndarray:
+    """The weight [length] of a tile along one side."""
+    if not overlap:
+        return np.ones(length)
+    pixel = np.arange(length)
+    distance = np.minimum(pixel, length - 1 - pixel) + 0.5
+    return np.clip((distance - overlap / 4) / (overlap / 2), 1e-6, 1)

@@ -1,0 +1,161 @@
+"""Crops for training: where they lie, that they can be repeated, and donors of defects."""
+
+import ml_collections
+import numpy as np
+import pytest
+
+from configs import bsdata_residual_unet
+from defect_jax.data import crops, pipeline
+from defect_jax.data.examples import Examples
+from defect_jax.errors import UserError
+
+SIZE = 16
+
+
+def make_examples(masks: list[np.ndarray]) -> Examples:
+    """Decoded examples whose every pixel tells its example, row and column."""
+    mask = np.stack(masks)
+    rows, columns = np.indices(mask.shape[1:])
+    image = [np.stack([np.full_like(rows, n), rows, columns], -1) for n in range(len(masks))]
+    label = mask.any(axis=(1, 2)).astype(np.int32)
+    names = np.array([f"{n:02}.png" for n in range(len(masks))])
+    kinds = np.where(label, "pit", "good")
+    return Examples(np.array(image, np.uint8), mask, label, kinds, names)
+
+
+def spotted(*spots: tuple[int, int]) -> np.ndarray:
+    """A frame with defects of 3x3 pixels around these pixels."""
+    mask = np.zeros((40, 60), np.uint8)
+    for row, column in spots:
+        mask[row - 1 : row + 2, column - 1 : column + 2] = 1
+    return mask
+
+
+@pytest.fixture
+def config() -> ml_collections.ConfigDict:
+    config = bsdata_residual_unet.get_config()
+    config.data.image_size = (SIZE, SIZE)
+    config.train.batch_size = 8
+    config.augment.paste_probability = 0.0
+    return config
+
+
+@pytest.fixture
+def examples() -> Examples:
+    masks = [spotted((20, 30)), spotted((5, 5), (30, 50)), *[spotted()] * 3, spotted((39, 59))]
+    return make_examples(masks)
+
+
+def places(config, steps: int, first: int = 0) -> np.ndarray:
+    return pipeline.train_order(config, 6, first, first + steps)[1]
+
+
+def test_the_share_of_crops_around_a_defect(config, examples):
+    numbers, centred = crops.order(config, examples.label, places(config, 250))
+    assert abs(centred.mean() - 2 / 3) < 0.03
+    assert set(numbers[centred]) == {0, 1, 5}  # in turns, so equally often
+    counts = np.bincount(numbers[centred])[[0, 1, 5]]
+    assert counts.max() - counts.min() <= 1
+    counts = np.bincount(numbers[~centred])
+    assert len(counts) == 6 and counts.max() - counts.min() <= 1
+
+
+def test_crops_are_windows_and_those_around_a_defect_have_one(config, examples):
+    stream = places(config, 40)
+    numbers, centred = crops.order(config, examples.label, stream)
+    corners = []
+    for batch, row, on in zip(
+        crops.train_crops(config, examples, stream), numbers, centred, strict=True
+    ):
+        for image, mask, number, is_centred in zip(*batch_of(batch), row, on, strict=True):
+            top, left = image[0, 0, 1], image[0, 0, 2]
+            window = np.s_[top : top + SIZE, left : left + SIZE]
+            np.testing.assert_array_equal(image, examples.image[number][window])
+            np.testing.assert_array_equal(mask, examples.mask[number][window])
+            assert mask.any() or not is_centred
+            corners.append((top, left))
+        np.testing.assert_array_equal(batch["label"], batch["mask"].any(axis=(1, 2)))
+    assert {0, 40 - SIZE} <= {top for top, _ in corners}
+    assert len(set(corners)) > 150
+
+
+def batch_of(batch: dict) -> tuple[np.ndarray, np.ndarray]:
+    return batch["image"], batch["mask"]
+
+
+def test_both_defects_of_a_frame_are_cropped(config, examples):
+    config.data.defect_share = 1.0
+    only = examples.take(np.array([1]))
+    batches = list(crops.train_crops(config, only, places(config, 8)))
+    upper = np.concatenate([batch["image"][:, 0, 0, 1] for batch in batches]) < 12
+    assert 0.3 < upper.mean() < 0.7
+
+
+def test_a_place_of_the_stream_has_the_same_crop_whenever_it_comes(config, examples):
+    config.augment.paste_probability = 0.5
+    config.augment.paste_size = 9
+    whole = list(crops.train_crops(config, examples, places(config, 6)))
+    resumed = list(crops.train_crops(config, examples, places(config, 3, first=3)))
+    right = list(crops.train_crops(config, examples, places(config, 6)[:, 4:]))
+    for late, again in zip(whole[3:], resumed, strict=True):
+        for name, values in late.items():
+            np.testing.assert_array_equal(values, again[name])
+    for batch, half in zip(whole, right, strict=True):
+        for name, values in batch.items():
+            np.testing.assert_array_equal(values[4:], half[name])
+    config.seed = 1
+    other = next(crops.train_crops(config, examples, places(config, 1)))
+    assert (other["image"] != whole[0]["image"]).any()
+
+
+def test_donors_show_a_whole_defect_in_the_middle(config, examples):
+    config.augment.paste_probability = 1.0
+    config.augment.paste_size = 9
+    seen = set()
+    for batch in crops.train_crops(config, examples, places(config, 20)):
+        assert batch["donor_image"].shape == (8, 9, 9, 3)
+        for image, mask in zip(batch["donor_image"], batch["donor_mask"], strict=True):
+            np.testing.assert_array_equal(mask, np.pad(np.ones((3, 3)), 3))
+            seen.add((image[4, 4, 0], image[4, 4, 1], image[4, 4, 2]))
+    # The defect at the frame's border fits into no patch.
+    assert seen == {(0, 20, 30), (1, 5, 5), (1, 30, 50)}
+
+
+def test_small_frames_are_continued(config):
+    config.data.image_size = (48, 64)
+    (batch,) = crops.train_crops(config, make_examples([spotted((20, 30))]), places(config, 1))
+    image, mask = batch["image"][0], batch["mask"][0]
+    np.testing.assert_array_equal(image[:, :, 1], np.minimum(np.indices((48, 64))[0], 39))
+    np.testing.assert_array_equal(image[:, :, 2], np.minimum(np.indices((48, 64))[1], 59))
+    assert mask[:40, :60].sum() == 9 == mask.sum()
+
+
+def test_no_defect_to_crop_is_told(config):
+    with pytest.raises(UserError, match=r"data\.defect_share is 0\.66.*no training image"):
+        crops.order(config, np.zeros(4, np.int32), places(config, 1))
+
+
+def test_no_defect_that_fits_a_patch_is_told(config, examples):
+    config.augment.paste_probability = 0.5
+    config.augment.paste_size = 4
+    with pytest.raises(UserError, match=r"augment\.paste_size is 4: no defect"):
+        next(crops.train_crops(config, examples, places(config, 1)))
+
+
+@pytest.mark.parametrize("name", ["data.defect_share", "augment.paste_probability"])
+def test_only_crops_have_shares(config, name):
+    group, field = name.split(".")
+    pipeline.check(config)
+    config[group][field] = 1.5
+    with pytest.raises(UserError, match=rf"{name} is 1\.5: it must lie between 0 and 1"):
+        pipeline.check(config)
+    config.data.defect_share = config.augment.paste_probability = 0.0
+    config.data.fit, config[group][field] = "resize", 0.5
+    with pytest.raises(UserError, match=rf"{name} is 0\.5 with data.fit 'resize'"):
+        pipeline.check(config)
+
+
+def test_a_patch_larger_than_the_crop_is_told(config):
+    config.augment.paste_probability = 0.5
+    with pytest.raises(UserError, match=r"paste_size is 96: .* 16x16"):
+        pipeline.check(config)
