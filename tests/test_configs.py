@@ -19,6 +19,8 @@ CONFIGS = sorted(
     if path.stem not in ("default", "__init__")
 )  # fmt: skip
 NO_VALUE = object()
+# Crops of the drawn images of BSData, which are 46 pixels high.
+CROPS = {"data.image_size": (32, 64), "augment.paste_size": 24, "eval.tile": (32, 64)}
 # Read when a run is opened: the name of its row, the draw of validation images, the digest.
 READ_BEFORE = {"data.category", "data.validation_fraction", "data.train_digest"}
 
@@ -68,13 +70,28 @@ def recording(config: ml_collections.ConfigDict) -> Iterator[set[str]]:
 
 
 @pytest.fixture(scope="module")
-def reads_of_runs(shrink, tmp_path_factory) -> dict[str, set[str]]:
+def small(shrink):
+    """Makes a config small enough for a test, crops and what hangs on their size too."""
+
+    def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+        config = shrink(config)
+        if config.data.fit == "crop":
+            config.update_from_flattened_dict(CROPS)
+            config.eval.overlap = 16
+            config.method.supervised_levels = min(2, config.method.supervised_levels)
+        return config
+
+    return small
+
+
+@pytest.fixture(scope="module")
+def reads_of_runs(small, tmp_path_factory) -> dict[str, set[str]]:
     """What a whole run reads, by config: one for each kind of step and each dataset."""
     reads = {}
-    for name in ("quickstart", "bsdata_unet", "mvtec_f_anogan", "mvtec_ganomaly"):
+    for name in ("quickstart", "bsdata_residual_unet", "mvtec_f_anogan", "mvtec_ganomaly"):
         workdir = tmp_path_factory.mktemp(name)
         config = run.open_run(
-            shrink(load_config(CONFIGS[0].with_name(f"{name}.py"))), workdir, "train"
+            small(load_config(CONFIGS[0].with_name(f"{name}.py"))), workdir, "train"
         )
         with recording(config) as reads[name]:
             train(config, workdir)
@@ -96,12 +113,12 @@ def unread(path: pathlib.Path, config: ml_collections.ConfigDict, elsewhere: set
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_config_steps_and_reads_what_it_sets(path, shrink, reads_of_runs):
+def test_config_steps_and_reads_what_it_sets(path, small, reads_of_runs):
     """`run.check` traces a step of every phase, and a prediction."""
     config = load_config(path)
     own = set(flat(config))
     elsewhere = set().union(*reads_of_runs.values())
-    assert unread(path, shrink(config), elsewhere) & own == set()
+    assert unread(path, small(config), elsewhere) & own == set()
 
 
 def test_every_default_is_read_by_some_run(reads_of_runs):
@@ -109,9 +126,9 @@ def test_every_default_is_read_by_some_run(reads_of_runs):
     assert default.keys() - set().union(*reads_of_runs.values()) - READ_BEFORE == set()
 
 
-def test_an_unread_field_is_found(shrink, reads_of_runs):
+def test_an_unread_field_is_found(small, reads_of_runs):
     path = CONFIGS[0].with_name("mvtec_vae.py")
-    config = shrink(load_config(path))
+    config = small(load_config(path))
     config.method.corruption = ml_collections.ConfigDict({"name": "none"})
     elsewhere = set().union(*reads_of_runs.values())
     assert unread(path, config, elsewhere) == {"method.corruption.name"}
@@ -120,6 +137,9 @@ def test_an_unread_field_is_found(shrink, reads_of_runs):
 PARAMETERS = {
     "quickstart": 1_050_599,
     "bsdata_unet": 1_942_594,
+    "bsdata_residual_unet": 2_031_350,
+    "bsdata_znet": 4_395_009,
+    "bsdata_adversarial": 2_746_294,
     "mvtec_autoencoder": 1_050_599,
     "mvtec_ssim_net": 2_082_118,
     "mvtec_ssim_net_lite": 611_330,

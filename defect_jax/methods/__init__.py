@@ -5,6 +5,7 @@ import ml_collections
 from defect_jax.errors import lookup
 from defect_jax.method import Method
 from defect_jax.methods.adversarial import adversarial_autoencoder
+from defect_jax.methods.adversarial_segmenter import adversarial_segmenter
 from defect_jax.methods.autoencoder import autoencoder
 from defect_jax.methods.f_anogan import f_anogan
 from defect_jax.methods.segmenter import segmenter
@@ -16,6 +17,7 @@ METHODS = {
     "adversarial_autoencoder": adversarial_autoencoder,
     "f_anogan": f_anogan,
     "segmenter": segmenter,
+    "adversarial_segmenter": adversarial_segmenter,
 }
 
 
