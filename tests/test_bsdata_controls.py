@@ -49,11 +49,30 @@ def test_scores_by_hand(controls):
     assert scores.two_class == pytest.approx(100 * (3 / 5 + 3 / 5) / 2)
 
 
+def test_znet_s_metric_by_hand(controls):
+    def mask(*columns):
+        values = np.zeros((256, 512), np.uint8)
+        values[7, list(columns)] = 1
+        return values
+
+    cases = [
+        controls.Case("01_a", mask(0, 1), mask(1, 2, 3)),  # (1 + 1) / (2 + 3 - 1 + 1)
+        controls.Case("01_b", mask(), mask(1, 2, 3)),  # (0 + 1) / (0 + 3 - 0 + 1)
+    ]
+    assert controls.score(cases).znet == pytest.approx(100 * (2 / 5 + 1 / 4) / 2)
+
+
 def test_expected_figures_on_the_real_data(controls, data_root, prepared):
     rows = controls.table(str(data_root / "bsdata"), prepared)
-    background, copy, *grouped = rows.values()
-    assert [round(value, 1) for value in copy] == [47.4, 68.5, 35.1, 73.7]
-    assert [round(value, 1) for value in background] == [0, 0, 0, 49.9]
-    assert len(grouped) == 5
+    background, copy, *grouped = list(rows.values())[:7]
+    assert [round(value, 1) for value in copy] == [47.4, 68.5, 35.1, 73.7, 35.9]
+    assert [round(value, 1) for value in background] == [0, 0, 0, 49.9, 2.5]
     for scores in grouped:
         assert (scores.foreground, scores.per_image) == (0, 0)
+    random = {name: scores.znet for name, scores in rows.items() if name.startswith("random")}
+    assert {name: round(value, 1) for name, value in random.items()} == {
+        "random, background: mean": 1.2,
+        "random, background: deviation": 0.2,
+        "random, copy: mean": 52.5,
+        "random, copy: deviation": 2.9,
+    }
