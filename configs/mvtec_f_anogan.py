@@ -4,6 +4,9 @@
         --workdir=runs/screw --config.data.root=/path/to/mvtec --config.data.category=screw
 
 The first phase takes train.num_steps, the encoder's method.encoder_steps.
+
+Expect on screw, with --config.train.num_steps=1000 and --config.method.width=32, a pixel AUROC of
+0.38 and an AUPRO of 0.13, within 13 minutes on 2 cores.
 """
 
 import ml_collections

