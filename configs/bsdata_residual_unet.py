@@ -22,7 +22,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.residual = True
     config.method.supervised_levels = 3
     config.method.losses = ("cross_entropy", "batch_dice")
-    config.method.flip_average = True
 
     config.augment.rotation = 15.0
     config.augment.min_crop = 0.7
@@ -45,4 +44,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.batch_size = 2
     config.eval.tile = (656, 816)  # a frame of type 2 is covered by two
     config.eval.overlap = 64  # pixels that neighbouring tiles share at least
+    config.eval.flip_average = True
     return config

@@ -28,7 +28,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.residual = False
     config.method.supervised_levels = 1
     config.method.losses = ("cross_entropy", "dice")
-    config.method.flip_average = False
 
     config.augment.flip_horizontal = True
     config.augment.flip_vertical = True
@@ -45,4 +44,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.num_steps = 800
     config.train.checkpoint_every = 100
     config.eval.batch_size = 4
+    config.eval.flip_average = False
     return config

@@ -26,7 +26,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.activation = "relu"
     config.method.gate = "relu"
     config.method.losses = ("cross_entropy",)  # of two classes, what they sum over both
-    config.method.flip_average = False
 
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "constant"
@@ -34,4 +33,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.batch_size = 2
     config.train.num_steps = 7900  # 50 epochs of 316 images
     config.train.checkpoint_every = 500
+    config.eval.flip_average = False
     return config

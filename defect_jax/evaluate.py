@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from PIL import Image
@@ -21,6 +22,7 @@ from defect_jax.data.examples import Examples
 from defect_jax.errors import UserError
 from defect_jax.method import Method, State
 from defect_jax.methods import make_method
+from defect_jax.methods.scoring import score_image
 from defect_jax.metrics import (
     METRICS,
     Calibration,
@@ -236,7 +238,7 @@ def read_thresholds(workdir: str | pathlib.Path) -> Thresholds | None:
     return Thresholds(**calibration[calibration["rule"]])
 
 
-def _eval_batch_size(config: ml_collections.ConfigDict) -> int:
+def eval_batch_size(config: ml_collections.ConfigDict) -> int:
     """As the config has it, raised to a multiple of the number of devices."""
     count = jax.local_device_count()
     return -(-config.eval.batch_size // count) * count
@@ -246,7 +248,7 @@ def _predict_images(
     config: ml_collections.ConfigDict, examples: Examples, predict: Predict
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Each image as the model sees it, with what is predicted for it."""
-    for batch in pipeline.eval_batches(config, examples, _eval_batch_size(config)):
+    for batch in pipeline.eval_batches(config, examples, eval_batch_size(config)):
         prediction = predict(batch)
         for row in np.flatnonzero(batch["weight"]):
             yield batch["image"][row], {name: values[row] for name, values in prediction.items()}
@@ -257,25 +259,30 @@ def _predict_tiles(
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Each image at its own resolution, with the merged predictions of its tiles.
 
-    An image smaller than a tile is continued by its last row and column, and the maps with it. The
-    score is the highest of the tiles'.
+    Where tiles reach beyond an image, it is continued by its last row and column. The score is
+    that of the merged map, by `config.method.top_fraction`.
 
     A method that reads at most a quarter of `config.eval.overlap` pixels around each predicts what
-    it would for the whole image, to a millionth of its values; see `tiles.merge`.
+    it would for the whole image, to a millionth of its values; see `tiles.merge`. What a network
+    reads further away, or of the whole tile (group normalisation, ZNet's gates), differs.
     """
     tile, overlap = tuple(config.eval.tile), config.eval.overlap
     for number in range(len(examples)):
-        image = pipeline.pad_to(pipeline.native_image(examples, number, config.data.channels), tile)
+        image = pipeline.native_image(examples, number, config.data.channels)
+        native = image.shape[:2]
+        image = pipeline.pad_to(image, tiles.covered(native, tile))
         size = image.shape[:2]
         starts = tiles.corners(size, tile, overlap)
         cuts = tiles.cut(image, starts, tile)
-        parts = list(_predict_all(predict, cuts, _eval_batch_size(config)))
-        merged = {
+        parts = list(_predict_all(predict, cuts, eval_batch_size(config)))
+        prediction = {
             name: tiles.merge([part[name] for part in parts], starts, size, overlap)
             for name in parts[0]
             if name != "score"
         }
-        yield image, merged | {"score": np.max([part["score"] for part in parts])}
+        seen = jnp.asarray(prediction["score_map"][None, : native[0], : native[1]])
+        score = score_image(seen, 0.0, config.method.top_fraction)["score"][0]
+        yield image, prediction | {"score": np.asarray(score)}
 
 
 def _predict_all(

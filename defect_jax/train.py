@@ -21,7 +21,6 @@ from defect_jax.devices import AXIS
 from defect_jax.errors import UserError
 from defect_jax.method import Batch, Method, Metrics, Phase, State
 from defect_jax.methods import make_method
-from defect_jax.ops import tiles
 
 # Long enough that dispatching costs nothing, short enough that a run can be stopped.
 _SECONDS_A_CALL = 1.0
@@ -98,8 +97,7 @@ def check_steps(config: ml_collections.ConfigDict, method: Method) -> None:
         jax.eval_shape(step, state, shapes(count, config.train.batch_size // count))
     batch: Any = shapes(config.eval.batch_size)
     if config.data.fit == "crop":
-        image, tile = batch["image"], (config.eval.tile[0], config.eval.tile[1])
-        tiles.corners(tile, tile, config.eval.overlap)  # which tells a wrong overlap
+        image, tile = batch["image"], config.eval.tile
         shape = (image.shape[0], *tile, image.shape[-1])
         batch = {"image": jax.ShapeDtypeStruct(shape, image.dtype), "index": batch["index"]}
     jax.eval_shape(method.predict, state, batch)
@@ -144,7 +142,7 @@ def take_steps(
     Args:
         train_step: (State, Batch) -> (State, Metrics).
         state: before the first step.
-        data: `image`, `mask` and `label` of N examples.
+        data: `image`, `mask`, `label` and what else a batch has, of N examples.
         numbers: [K, b], which of the N each step takes.
         places: [K, b], the places of those in the stream.
         count: at most K.
@@ -236,6 +234,7 @@ def _cached(
 ) -> tuple[pipeline.HostBatch | None, Any]:
     """The decoded training images on the host and on the devices, None where they are not there."""
     if config.data.fit == "crop":  # which decodes them itself, as they are of several sizes
+        crops.check_memory(config.data, examples, devices.host_bytes())
         return None, None
     cache = pipeline.choose_cache(
         config.data, len(examples), devices.memory_bytes(), devices.host_bytes()

@@ -22,7 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from defect_jax import checkpoint, runtime
 from defect_jax.data import datasets, pipeline
 from defect_jax.errors import UserError
-from defect_jax.evaluate import make_predict
+from defect_jax.evaluate import eval_batch_size, make_predict
 from defect_jax.metrics import BrightnessRanking, ImageRanking
 
 
@@ -54,6 +54,8 @@ def measure(folder: pathlib.Path, root: str | None) -> Row:
     config = run.config
     if config.data.one_model:
         raise UserError(f"{folder} is a run over all categories: give runs of one category")
+    if config.data.fit == "crop":
+        raise UserError(f"{folder} is a run on crops: give runs on whole images")
     if root is not None:
         config.data.root = root
     predict = make_predict(run.method, run.state)
@@ -61,7 +63,7 @@ def measure(folder: pathlib.Path, root: str | None) -> Row:
     mean = float(train["image"].mean())
     states: list[tuple[BrightnessRanking, ImageRanking, ImageRanking]] = []
     examples = datasets.load_split(config, "test")
-    for batch in pipeline.eval_batches(config, examples, config.eval.batch_size):
+    for batch in pipeline.eval_batches(config, examples, eval_batch_size(config)):
         plain = predict(batch)["score"]
         image = np.stack([equalise(image, mean) for image in batch["image"]])
         equalised = predict(batch | {"image": image})["score"]

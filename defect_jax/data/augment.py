@@ -101,6 +101,8 @@ def _check(config: ml_collections.ConfigDict) -> None:
         if not (0 <= config[name] <= highest and math.isfinite(config[name])):
             bounds = f"between 0 and {highest:g}" if math.isfinite(highest) else "of 0 or more"
             raise UserError(f"augment.{name} is {config[name]}: choose a number {bounds}")
+    if config.jpeg != int(config.jpeg):
+        raise UserError(f"augment.jpeg is {config.jpeg}: choose a whole number, 0 for none")
     if not 0 < config.min_crop <= config.max_crop < math.inf:
         raise UserError(
             f"augment.min_crop is {config.min_crop} and augment.max_crop {config.max_crop}: choose "

@@ -11,14 +11,14 @@ from typing import NamedTuple
 import ml_collections
 import numpy as np
 import tqdm
-from scipy import ndimage
 
 from defect_jax.data import pipeline
 from defect_jax.data.examples import Examples
 from defect_jax.errors import UserError
+from defect_jax.ops.objects import label_regions
 
-# What the random numbers of a place of the stream are drawn for.
-_CENTRED, _DEFECTIVE, _WINDOW, _DONOR = 1, 2, 3, 4
+# What random numbers are drawn for.
+_CENTRED, _DEFECTIVE, _WINDOW, _DONOR = range(4)
 
 
 class Frame(NamedTuple):
@@ -30,13 +30,13 @@ class Frame(NamedTuple):
 
 
 def order(
-    config: ml_collections.ConfigDict, label: np.ndarray, places: np.ndarray
+    config: ml_collections.ConfigDict, has_defect: np.ndarray, places: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which example is cropped at each place of the stream, and whether around a defect.
 
     Args:
         config: reads `seed` and `data.defect_share`, the share of crops around a defect.
-        label: [N], 1 for examples with defects.
+        has_defect: [N] bool, of each example.
         places: [steps, b], as `pipeline.train_order` gives them.
 
     Returns:
@@ -48,14 +48,15 @@ def order(
         UserError: crops around defects are asked for, and no example has any.
     """
     share = config.data.defect_share
-    if share and not label.any():
+    if share and not has_defect.any():
         raise UserError(f"data.defect_share is {share}, but no training image has a defect: set 0")
     count = int(places.max()) + 1
-    centred = np.random.default_rng([config.seed, _CENTRED]).random(count) < share
+    centred = _generator(config, _CENTRED).random(count) < share
+    own_seed = int(_generator(config, _DEFECTIVE).integers(2**32))
     numbers = np.empty(count, np.int32)
     for chosen, group, seed in (
-        (centred, np.flatnonzero(label), [config.seed, _DEFECTIVE]),
-        (~centred, np.arange(len(label)), config.seed),
+        (centred, np.flatnonzero(has_defect), own_seed),
+        (~centred, np.arange(len(has_defect)), config.seed),
     ):
         length = int(np.count_nonzero(chosen))
         if length:  # without crops around defects there may be no defect to go round
@@ -82,11 +83,12 @@ def train_crops(
     Raises:
         UserError: see `order`; or no defect fits into a patch.
     """
-    numbers, centred = order(config, examples.label, places)
     frames = [
         _decode(config.data, examples, number)
         for number in tqdm.tqdm(range(len(examples)), "decoding", leave=False, delay=0.5)
     ]
+    has_defect = np.array([bool(frame.defects) for frame in frames])
+    numbers, centred = order(config, has_defect, places)
     donors = _donors(frames, config.augment) if config.augment.paste_probability else None
     for row, row_numbers, row_centred in zip(places, numbers, centred, strict=True):
         crops = [
@@ -102,10 +104,27 @@ def train_crops(
         yield batch
 
 
+def check_memory(data: ml_collections.ConfigDict, examples: Examples, host_bytes: int) -> None:
+    """Raises UserError where the decoded frames fill more than half of the host's memory."""
+    sizes = np.array([pipeline.native_size(examples, number) for number in range(len(examples))])
+    needed = int(sizes.prod(axis=1).sum()) * (data.channels + 1)
+    if needed > host_bytes / 2:
+        raise UserError(
+            f"data.fit is 'crop': the {len(examples)} decoded training images take "
+            f"{needed / 2**30:.1f} GiB, more than half of this host's {host_bytes / 2**30:.1f}: "
+            "take fewer or smaller images, or a larger host"
+        )
+
+
+def _generator(config: ml_collections.ConfigDict, *purpose: int) -> np.random.Generator:
+    """A stream of its own for each purpose: the key is apart from all seeds without one."""
+    return np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=purpose))
+
+
 def _decode(data: ml_collections.ConfigDict, examples: Examples, number: int) -> Frame:
     size = (data.image_size[0], data.image_size[1])
     mask = pipeline.native_mask(examples, number)
-    components, count = ndimage.label(mask, np.ones((3, 3)))
+    components, count = label_regions(mask)
     defects = [np.argwhere(components == one) for one in range(1, count + 1)]
     image = pipeline.native_image(examples, number, data.channels)
     return Frame(pipeline.pad_to(image, size), pipeline.pad_to(mask, size, "constant"), defects)
@@ -117,7 +136,7 @@ def _crop(
     """A window anywhere, or one whose middle half holds a random pixel of a random defect."""
     size = np.array(config.data.image_size)
     room = np.array(frame.mask.shape) - size
-    rng = np.random.default_rng([config.seed, _WINDOW, place])
+    rng = _generator(config, _WINDOW, place)
     corner = rng.integers(0, room + 1)
     if centred:
         defect = frame.defects[rng.integers(len(frame.defects))]
@@ -159,6 +178,6 @@ def _donor(
     donors: list[tuple[int, np.ndarray]],
     place: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng([config.seed, _DONOR, place])
+    rng = _generator(config, _DONOR, place)
     number, corner = donors[rng.integers(len(donors))]
     return _window(frames[number], corner, np.full(2, config.augment.paste_size))

@@ -18,6 +18,7 @@ from PIL import Image
 
 from defect_jax.data.examples import Examples
 from defect_jax.errors import UserError, field, require
+from defect_jax.ops import tiles
 
 HostBatch = dict[str, np.ndarray]
 
@@ -45,8 +46,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         if share and data.fit != "crop":
             raise UserError(f"{name} is {share} with data.fit '{data.fit}': it needs 'crop'")
     if data.fit == "crop":
-        for name in ("tile", "overlap"):
-            field(config.eval, name, "eval")
+        require(data.cache, ("auto", "memory"), "data.cache for data.fit 'crop'")
+        tile, overlap = field(config.eval, "tile", "eval"), field(config.eval, "overlap", "eval")
+        if len(tile) != 2:
+            raise UserError(f"eval.tile is {tuple(tile)}: it must be a height and a width")
+        tiles.corners((tile[0], tile[1]), (tile[0], tile[1]), overlap)  # which tells what is wrong
     if not augmentation.paste_probability:
         return
     size = field(augmentation, "paste_size", "augment")
@@ -58,7 +62,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def batch_indices(
-    seed: int | list[int], num_examples: int, batch_size: int, first_step: int, last_step: int
+    seed: int, num_examples: int, batch_size: int, first_step: int, last_step: int
 ) -> np.ndarray:
     """Which example stands where in the stream.
 

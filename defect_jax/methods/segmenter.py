@@ -37,10 +37,10 @@ def segmenter(config: ml_collections.ConfigDict) -> Method:
     """A network that gives every pixel a class.
 
     Reads from `config.method`: `model` (a name of `models.SEGMENTERS`) and its fields, `losses`
-    (names of `SEGMENTATION_LOSSES`, added up; see `pixel_losses`), `flip_average` (predict the
-    mean over four flips of the image), `smoothing` and `top_fraction` (see `score_image`); the
-    number of classes is `config.data.num_classes`. The score map is the log-odds of a pixel being
-    no background.
+    (names of `SEGMENTATION_LOSSES`, added up; see `pixel_losses`), `smoothing` and
+    `top_fraction` (see `score_image`); the number of classes is `config.data.num_classes`. Where
+    `config.eval.flip_average` is set it predicts the mean over four flips of the image. The score
+    map is the log-odds of a pixel being no background.
     """
     model = models.make_segmenter(config)
     tx = optim.make_optimizer(config.optimizer, config.train.num_steps)
@@ -48,7 +48,7 @@ def segmenter(config: ml_collections.ConfigDict) -> Method:
     return Method(
         init=functools.partial(init_state, model, tx),
         phases=(Phase(steps.gradient_step(loss_fn, tx)),),
-        predict=predictor(config.method, model),
+        predict=predictor(config, model),
     )
 
 
@@ -77,17 +77,19 @@ def views(
 
 
 def predictor(
-    method: ml_collections.ConfigDict, model: nn.Module, player: str | None = None
+    config: ml_collections.ConfigDict, model: nn.Module, player: str | None = None
 ) -> Callable[[State, Batch], dict[str, jax.Array]]:
     """The `predict` of a method whose segmenter is `model`, of the parameters of `player`.
 
-    Reads `flip_average`, `smoothing` and `top_fraction`. Beside score and score map it gives
-    `mask_logits` [B, H, W, K].
+    Reads `eval.flip_average`, `method.smoothing` and `method.top_fraction`. Beside score and score
+    map it gives `mask_logits` [B, H, W, K].
     """
     score = functools.partial(
-        score_image, smoothing=method.smoothing, top_fraction=method.top_fraction
+        score_image,
+        smoothing=config.method.smoothing,
+        top_fraction=config.method.top_fraction,
     )
-    return functools.partial(_predict, model, score, method.flip_average, player)
+    return functools.partial(_predict, model, score, config.eval.flip_average, player)
 
 
 def full_size(logits: Logits) -> jax.Array:

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import ClassVar, Self
 
 import numpy as np
-from scipy import ndimage
 
 from defect_jax.errors import UserError
 from defect_jax.metrics import histogram
 from defect_jax.metrics.histogram import ScoreHistogram
 from defect_jax.metrics.metric import Estimate, Example, case_weights, ratio
 from defect_jax.metrics.segmentation import Overlap, check_same_shape
+from defect_jax.ops.objects import label_regions
 
 # Rows of the table for values, of the bootstrap's table, and of one image's part in the latter.
 FINE_CAPACITY = 2**17
@@ -154,7 +154,7 @@ def pixel_counts(score_map: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """
     check_same_shape(score_map, mask)
     defective = np.asarray(mask) != 0
-    regions, _ = ndimage.label(defective, np.ones((3, 3)))
+    regions, _ = label_regions(defective)
     regions = regions.ravel()
     weight = 1 / np.bincount(regions).clip(1)
     weight[0] = 0

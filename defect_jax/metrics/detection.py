@@ -95,7 +95,8 @@ class Detection:
         """Returns recall and precision of defects as objects, all in [0, 1].
 
         `object_recall_01` and `object_recall_1` are the highest recall with at most 0.1 and 1
-        false alarms per image. Without a threshold, `object_recall` is the share of true defects
+        false alarms per image, of the candidates that the class map has: another cut of the
+        scores has others. Without a threshold, `object_recall` is the share of true defects
         that are hit, `object_precision` the share of candidates that hit one, and `object_f1` the
         harmonic mean of these two, 0 where nothing is hit. NaN where there is no true defect, and
         the precision also where there is no candidate.

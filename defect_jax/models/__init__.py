@@ -166,4 +166,9 @@ def make_segmenter(config: ml_collections.ConfigDict) -> nn.Module:
     Raises:
         UserError: unknown name, or the config lacks a field of the network.
     """
+    if config.data.num_classes < 2:
+        raise UserError(
+            f"data.num_classes is {config.data.num_classes}: a segmenter has at least 2, "
+            "background and a defect"
+        )
     return lookup(SEGMENTERS, config.method.model, "method.model")(config)

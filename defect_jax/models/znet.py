@@ -46,6 +46,8 @@ class ZNet(nn.Module):
 
     Source: https://github.com/looog-e/surface-defect-detection (code/SegNet.py, commit 22ffa10).
     The logits are the last layer's result, which has been through the activation like every other.
+    Running variances are those of the batch, not PyTorch's times n / (n - 1): for the gates, whose
+    n is the batch's size, that is half theirs with a batch of two.
 
     Attributes:
         num_classes: channels of the result; theirs has 2.

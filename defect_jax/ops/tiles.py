@@ -6,31 +6,45 @@ import numpy as np
 
 from defect_jax.errors import UserError
 
+# Tiles begin at multiples of this, so that a network that halves an image up to five times halves
+# a tile at the same pixels.
+GRID = 32
+
+
+def covered(size: tuple[int, int], tile: tuple[int, int]) -> tuple[int, int]:
+    """The smallest (height, width) from `size` on that tiles on the grid cover to the end."""
+    height, width = (
+        side + max(0, -(-(whole - side) // GRID)) * GRID
+        for whole, side in zip(size, tile, strict=True)
+    )
+    return height, width
+
 
 def corners(size: tuple[int, int], tile: tuple[int, int], overlap: int) -> np.ndarray:
-    """Where the tiles of an image begin: as few as overlap enough, evenly spread.
+    """Where the tiles of an image begin: as few as overlap enough, evenly spread on the grid.
 
     Args:
-        size: (height, width) of the image, at least the tile's.
+        size: (height, width) of the image, as `covered` gives it.
         tile: (height, width).
-        overlap: pixels that neighbours share at least, less than the tile's sides.
+        overlap: pixels that neighbours share at least.
 
     Returns:
         [n, 2] int, rows and columns; the first tile begins at the image's corner, the last ends at
         the opposite one.
 
     Raises:
-        UserError: an overlap that leaves a tile nothing of its own.
+        UserError: an overlap that leaves a tile no step of the grid.
     """
-    if not 0 <= overlap < min(tile):
+    if not 0 <= overlap <= min(tile) - GRID:
         raise UserError(
             f"eval.overlap is {overlap} for tiles of {tile[0]}x{tile[1]}: it must be 0 or more and "
-            "less than their sides"
+            f"at least {GRID} less than their sides"
         )
     starts = []
     for whole, side in zip(size, tile, strict=True):
-        count = 1 + max(0, -(-(whole - side) // (side - overlap)))
-        starts.append(np.rint(np.linspace(0, whole - side, count)).astype(int))
+        steps = (whole - side) // GRID
+        count = 1 + -(-steps // ((side - overlap) // GRID))
+        starts.append(np.rint(np.linspace(0, steps, count)).astype(int) * GRID)
     return np.stack(np.meshgrid(*starts, indexing="ij"), axis=-1).reshape(-1, 2)
 
 

@@ -62,7 +62,8 @@ def read_runs(
     Args:
         folders: of the runs.
         root: where BSData lies; None for where each run found it.
-        defect_fields: what to set of `eval.min_log_odds` and `eval.min_area`.
+        defect_fields: what to set of `eval.min_log_odds` and `eval.min_area` for runs on the
+            official split; they were chosen on its training frames, which other splits test on.
 
     Raises:
         UserError: no run there, one that is not finished, of another version or kind, or a bad
@@ -75,7 +76,8 @@ def read_runs(
             _check(folder, config)
             if root is not None:
                 config.data.root = root
-            config.eval.update(defect_fields or {})
+            if config.data.split == "official":
+                config.eval.update(defect_fields or {})
             check_defect_fields(config)
         except (AttributeError, KeyError) as error:
             raise UserError(

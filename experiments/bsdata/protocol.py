@@ -2,12 +2,12 @@
 
     python experiments/bsdata/protocol.py --out=runs/protocol --runs runs/seed_0 runs/seed_1
 
-Runs with the same `data.split` and `data.fold` form a group. Each run of it is measured, and where
-there are several their ensemble: the mean of their probabilities, cut like that of a run. The
-figures are in percent of pixels or pits at the resolution of the files, with 95 % intervals over
-bootstrapped images; only ZNet's is of maps shrunk to 256x512, see `measures.ZNet`. Of a split with
-several folds there is one more table: pooled over the folds, as each image is tested once, but of
-random splits their mean and sample standard deviation.
+The runs are of one method. Those with the same `data.split` and `data.fold` form a group. Each run
+of it is measured, and where there are several their ensemble: the mean of their probabilities, cut
+like that of a run. The figures are in percent of pixels or pits at the resolution of the files,
+with 95 % intervals over bootstrapped images; only ZNet's is of maps shrunk to 256x512, see
+`measures.ZNet`. Of a split with several folds there is one more table: pooled over the folds, as
+each image is tested once, but of random splits their mean and sample standard deviation.
 
 Writes `protocol.json`, and of the first group `best.png` and `worst.png`, the test images with the
 highest and lowest IoU of their own. The pictures hold images of the dataset, and its licence, CC
@@ -46,6 +46,10 @@ FIGURES = {
     "iou_two_class": "IoU, mean of both classes",
     "iou_type 2": "foreground IoU, type 2",
     "iou_type 1": "foreground IoU, type 1",
+    "dice_type 2": "Dice, type 2",
+    "dice_type 1": "Dice, type 1",
+    "iou_per_image_type 2": "IoU, mean of images of type 2",
+    "iou_per_image_type 1": "IoU, mean of images of type 1",
     "znet": "ZNet's IoU at 256x512",
     "object_recall": "recall of pits",
     "object_precision": "precision of pits",
@@ -54,6 +58,8 @@ FIGURES = {
     "object_recall_1": "recall at 1 false alarm an image",
 } | {f"recall_{name}": f"recall of pits of {name} px²" for name in measures.PIT_BINS.values()}
 NUM_SHOWN = 10
+# In what the runs of one method differ.
+MAY_DIFFER = {"seed", "data.split", "data.fold", "data.train_digest", "data.validation_files"}
 _UNKNOWN = Estimate(math.nan, np.zeros(0))
 
 # name of a metric, or a type of spindle for the segmentation of that type -> its state
@@ -111,6 +117,17 @@ def measure(group: ensemble.Group) -> Measured:
     return Measured(group, count, runs, final, [example for _, example in ranked])
 
 
+def check_one_method(entries: Sequence[ensemble.Entry]) -> None:
+    """Raises UserError where runs differ in more than seed, split and what follows from these."""
+    differing = {name for fields in ensemble.differences(entries) for name in fields}
+    other = sorted(differing - MAY_DIFFER)
+    if other:
+        raise UserError(
+            f"the runs differ in {', '.join(other)}: their mean would be of several methods; give "
+            "each method a call of its own"
+        )
+
+
 def add(totals: Totals, example: Example) -> None:
     """Adds one example to what is measured of all, and of its type of spindle."""
     for name, metric in (METRICS | {example["defect_type"]: Segmentation}).items():
@@ -134,7 +151,7 @@ def figures(totals: Totals) -> Figures:
         if name in METRICS:
             known |= metric.compute()
         else:
-            known[f"iou_{name}"] = metric.compute()["iou"]
+            known |= {f"{figure}_{name}": one for figure, one in metric.compute().items()}
     return {name: known.get(name, _UNKNOWN) for name in FIGURES}
 
 
@@ -294,7 +311,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=pathlib.Path, default=pathlib.Path("runs/protocol"), metavar="FOLDER"
     )
-    cut = "from calibrate.py, instead of the runs' own"
+    cut = "for the official split, from calibrate.py, instead of the runs' own"
     parser.add_argument("--min_log_odds", type=float, help=cut)
     parser.add_argument("--min_area", type=int, help=cut)
     options = parser.parse_args(arguments)
@@ -304,6 +321,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         given = {name: value for name, value in cuts.items() if value is not None}
         entries = ensemble.read_runs(options.runs, options.root, given)
+        check_one_method(entries)
         measured = [measure(group) for group in ensemble.group_runs(entries)]
         checkpoint.write_json(options.out / "protocol.json", as_json(measured))
         shown = measured[0].shown

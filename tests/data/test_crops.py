@@ -60,6 +60,21 @@ def test_the_share_of_crops_around_a_defect(config, examples):
     assert len(counts) == 6 and counts.max() - counts.min() <= 1
 
 
+def test_the_random_choices_of_crops_share_no_stream(config):
+    """Else, say, the defective frames would come in the order of one of the epochs."""
+    config.data.defect_share = 1.0
+    all_of_40 = np.ones(40, bool)
+    stream = np.arange(40)[None]
+    own, _ = crops.order(config, all_of_40, stream)
+    epochs = [pipeline.batch_indices(config.seed, 40, 40, n, n + 1)[0] for n in range(6)]
+    assert not any((own[0] == epoch).mean() > 0.3 for epoch in epochs)
+    config.data.defect_share = 0.5
+    _, centred = crops.order(config, all_of_40, stream)
+    for purpose in range(6):
+        coin = np.random.default_rng([config.seed, purpose]).random(40) < 0.5
+        assert (coin == centred[0]).mean() < 0.8
+
+
 def test_crops_are_windows_and_those_around_a_defect_have_one(config, examples):
     stream = places(config, 40)
     numbers, centred = crops.order(config, examples.label, stream)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
@@ -11,7 +12,7 @@ from defect_jax.errors import UserError
 from defect_jax.method import to_float
 from defect_jax.methods import make_method
 from defect_jax.methods.scoring import score_image
-from defect_jax.methods.segmenter import log_odds
+from defect_jax.methods.segmenter import log_odds, pixel_losses
 from defect_jax.train import parallel_steps, shard
 
 SIZE = (32, 32)
@@ -82,9 +83,9 @@ def residual_segmenter(batch):
         residual=True,
         depth=2,
         supervised_levels=2,
-        flip_average=True,
         losses=("outline_cross_entropy", "batch_dice", "focal_tversky"),
     )
+    config.eval.flip_average = True
     return fit(config, batch, 80)
 
 
@@ -130,6 +131,19 @@ def test_the_average_over_flips_turns_with_the_image(residual_segmenter, batch):
         turned = method.predict(state, {**batch, "image": np.flip(batch["image"], axis)})
         for name in ("score_map", "mask_logits"):
             np.testing.assert_allclose(np.flip(turned[name], axis), plain[name], atol=2e-3)
+
+
+def test_levels_weigh_half_as_much_each():
+    """A defect of one pixel at (2, 2), which the half-sized level sees at (1, 1)."""
+    method = ml_collections.ConfigDict({"losses": ("cross_entropy",)})
+    mask = np.zeros((1, 4, 4), np.uint8)
+    mask[0, 2, 2] = 1
+    top, half = np.zeros((1, 4, 4, 2), np.float32), np.zeros((1, 2, 2, 2), np.float32)
+    half[0, ..., 0] = 3.0
+    half[0, 1, 1] = (0.0, 3.0)
+    expected = 2 / 3 * np.log(2) + 1 / 3 * np.log1p(np.exp(-3))
+    actual = pixel_losses(method)((top, half), mask)["cross_entropy"]
+    np.testing.assert_allclose(actual, [expected], rtol=1e-5)
 
 
 def test_log_odds_of_many_classes():
