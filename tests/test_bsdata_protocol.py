@@ -262,6 +262,24 @@ def test_what_runs_differ_in_is_said():
         ensemble.group_runs([entry("first"), entry("other", seed=1), entry("copy")])
 
 
+def test_runs_of_several_methods_are_told():
+    same = [entry("a"), entry("b", seed=1), entry("c", split="grouped", fold=2)]
+    protocol.check_one_method(same)
+    with pytest.raises(UserError, match=r"the runs differ in method\.width"):
+        protocol.check_one_method([*same, entry("d", width=32)])
+
+
+def test_a_given_cut_is_of_the_official_split_alone(monkeypatch):
+    """It was chosen on frames that the other splits test on."""
+    configs = {one.folder: one.config for one in (entry("a"), entry("b", split="random"))}
+    monkeypatch.setattr(ensemble.checkpoint, "read_config", lambda folder: configs[folder])
+    monkeypatch.setattr(ensemble, "_check", lambda folder, config: None)
+    cut = {"min_log_odds": 1.5, "min_area": 20}
+    official, random = (one.config.eval for one in ensemble.read_runs(list(configs), None, cut))
+    assert (official.min_log_odds, official.min_area) == (1.5, 20)
+    assert (random.min_log_odds, random.min_area) == (0, 1)
+
+
 # ----------------------------------------------------------------------------------- end to end
 
 
