@@ -65,23 +65,21 @@ def evaluate(
     """Evaluates a run's last checkpoint.
 
     Writes `calibration.json` (thresholds, from normal validation images only) and, into
-    `eval/<split>/`, `metrics.json`, `images.csv`, `overlays/sheet.png`, `curves.png` and
-    `scores.png`; the pictures go to TensorBoard too. Of a segmenter also `defects.csv`, a row for
-    each predicted defect, see `ops.objects.Defect`: in pixels of the image's file, and where
-    `config.eval.mm_per_pixel` is above 0 in millimetres too.
+    `eval/<split>/`, `metrics.json`, `images.csv`, of a segmenter `defects.csv` (see
+    `ops.objects.Defect`), and `overlays/sheet.png`, `curves.png` and `scores.png`, which go to
+    TensorBoard too.
 
     Args:
         config: as `run.open_run` resolved it; of a run over all categories, what
             `datasets.of_category` makes of it.
         workdir: the run's folder.
-        split: what to evaluate.
+        split: 'test', 'validation' or 'train'.
         results_folder: where all this is written; None for the run's folder.
 
     Returns:
         What `metrics.json` holds: each metric's value under its name and its 95 % interval over
         bootstrapped images under `<name>_ci`, then the same under `calibrated` and
-        `by_defect/<type>`. None where the split leaves it undefined
-        (an AUROC without good images, say).
+        `by_defect/<type>`. None where the split leaves it undefined.
 
     Raises:
         UserError: no checkpoint, bad files, a score that is NaN, or see `check_defect_fields`.

@@ -58,11 +58,7 @@ class UNet(nn.Module):
                 levels are to be supervised than the decoder has.
         """
         layers.check_multiple("unet", x.shape, 2**self.depth)
-        if not 1 <= self.supervised_levels <= self.depth:
-            raise errors.UserError(
-                f"method.supervised_levels is {self.supervised_levels}: it must lie between 1 and "
-                f"the depth, {self.depth}"
-            )
+        _check_levels(self.supervised_levels, self.depth)
         norm = layers.normalization(self.normalization, train, self.dtype, self.axis_name)
         use_bias = self.normalization == "none"
 
@@ -88,3 +84,11 @@ class UNet(nn.Module):
         if self.supervised_levels > 1:
             return tuple(logits)
         return nn.sigmoid(logits[0]) if self.unit_range else logits[0]
+
+
+def _check_levels(supervised_levels: int, depth: int) -> None:
+    if not 1 <= supervised_levels <= depth:
+        raise errors.UserError(
+            f"method.supervised_levels is {supervised_levels}: it must lie between 1 and the "
+            f"depth, {depth}"
+        )

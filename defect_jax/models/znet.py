@@ -92,37 +92,53 @@ class ZNet(nn.Module):
             )
             return activation(layers.BatchNorm(**shared, name=f"up{level}_norm")(layer(x)))
 
-        def bottleneck(x: jax.Array, level: int) -> jax.Array:
-            channels = x.shape[-1]
-            added = block(f"down{level}_narrow", channels // 2, 1)(x)
-            added = block(f"down{level}_middle", channels // 2, 3)(added)
-            added = block(f"down{level}_wide", channels, 1)(added)
-            return jnp.concatenate([x, added], axis=-1)
-
-        # A gate is a block of 1x1 convolutions on a map of one pixel.
-        gate = _means(block("colours", 30, 1)(x))
-        gate = block("gate_narrow", 5, 1, end)(gate)
-        gate = block("gate_wide", 30, 1, end)(gate)
-        scope = [block("scope_start", 6, 3)(x)]
-        again = block("scope_again", 6, 3)
-        for _ in range(4):
-            scope.append(again(scope[-1]))
-        top = jnp.concatenate(scope, axis=-1) * gate
-
-        x = layers.max_pool(block("stem", 32, 5)(top))
-        skips = [top]
-        for level in (1, 2, 3):
-            skips.append(x)
-            x = layers.max_pool(bottleneck(x, level))
-        bottom = x = block("bottom", 256, 5)(x)
-        for level, features in ((3, 128), (2, 64), (1, 32)):
-            x = jnp.concatenate([up(x, level, features), skips.pop()], axis=-1)
-            x = block(f"up{level}_mix", x.shape[-1], 5)(x)
-        x = jnp.concatenate([up(x, 0, 16), skips.pop()], axis=-1)
-        x = block("top_narrow", 8, 3)(block("top_mix", 32, 3)(x))
+        top = _gate(block, end, x) * _scope(block, x)
+        bottom, skips = _encode(block, top)
+        x = _decode(block, up, bottom, skips)
         x = x * block("top_gate", 8, 1, end)(_means(bottom))
         x = block("classes_mix", 8, 3)(x)
         return block("classes", self.num_classes, 3)(x).astype(jnp.float32)
+
+
+# The parts below make their layers inside `ZNet.__call__`: `block` and `up` are its own, and `end`
+# is what ends a gate.
+
+
+def _gate(block: Callable, end: Callable, x: jax.Array) -> jax.Array:
+    """How much each of the scope's 30 channels counts, by the image's mean colours."""
+    # Blocks of 1x1 convolutions on a map of one pixel: dense layers.
+    means = _means(block("colours", 30, 1)(x))
+    return block("gate_wide", 30, 1, end)(block("gate_narrow", 5, 1, end)(means))
+
+
+def _scope(block: Callable, x: jax.Array) -> jax.Array:
+    scope = [block("scope_start", 6, 3)(x)]
+    again = block("scope_again", 6, 3)
+    for _ in range(4):
+        scope.append(again(scope[-1]))
+    return jnp.concatenate(scope, axis=-1)
+
+
+def _encode(block: Callable, top: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+    """The bottom, of 1/16 of the size, and the maps of 1, 1/2, 1/4 and 1/8 for the decoder."""
+    x = layers.max_pool(block("stem", 32, 5)(top))
+    skips = [top]
+    for level in (1, 2, 3):
+        skips.append(x)
+        channels = x.shape[-1]
+        added = block(f"down{level}_narrow", channels // 2, 1)(x)
+        added = block(f"down{level}_middle", channels // 2, 3)(added)
+        added = block(f"down{level}_wide", channels, 1)(added)
+        x = layers.max_pool(jnp.concatenate([x, added], axis=-1))
+    return block("bottom", 256, 5)(x), skips
+
+
+def _decode(block: Callable, up: Callable, x: jax.Array, skips: list[jax.Array]) -> jax.Array:
+    for level, features in ((3, 128), (2, 64), (1, 32)):
+        x = jnp.concatenate([up(x, level, features), skips[level]], axis=-1)
+        x = block(f"up{level}_mix", x.shape[-1], 5)(x)
+    x = jnp.concatenate([up(x, 0, 16), skips[0]], axis=-1)
+    return block("top_narrow", 8, 3)(block("top_mix", 32, 3)(x))
 
 
 def _means(x: jax.Array) -> jax.Array:
