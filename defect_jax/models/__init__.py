@@ -91,6 +91,7 @@ def _segmenting_unet(config: ml_collections.ConfigDict) -> nn.Module:
         config.data.num_classes,
         residual=field(config.method, "residual", "method"),
         supervised_levels=_size(config, "supervised_levels"),
+        patch_size=_size(config, "patch_size"),
     )
 
 

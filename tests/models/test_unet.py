@@ -72,6 +72,30 @@ def test_supervised_levels_halve_and_the_first_is_the_result(count_of, variables
     assert [out.shape for out in outs] == [(1, 16, 24, 3), (1, 8, 12, 3), (1, 4, 6, 3)]
 
 
+def test_patches_and_back():
+    x = np.random.default_rng(0).normal(size=(2, 6, 9, 4)).astype(np.float32)
+    patches = np.asarray(unet._to_patches(x, 3))
+    np.testing.assert_array_equal(patches[1, 1, 2], x[1, 3:6, 6:9].ravel())
+    np.testing.assert_array_equal(unet._from_patches(patches, 3), x)
+
+
+def test_patches_give_logits_of_every_pixel(variables_of):
+    """Without kernels the biases of the last layer are each place's logits within its patch."""
+    module = unet.UNet(width=4, depth=1, num_classes=3, patch_size=2, supervised_levels=1)
+    shape = (1, 8, 12, 1)
+    biases = np.arange(12.0, dtype=np.float32)
+
+    def only_biases(leaf):
+        return biases if leaf.shape == biases.shape else np.zeros_like(leaf)
+
+    variables = jax.tree.map(only_biases, variables_of(module, shape))
+    y = np.asarray(module.apply(variables, jnp.ones(shape), False))
+    assert y.shape == (1, 8, 12, 3)
+    np.testing.assert_array_equal(y[0, 5, 10], biases[6:9])  # second row, first column
+    with pytest.raises(errors.UserError, match="multiples of 4, found 10x12"):
+        module.apply(variables, jnp.ones((1, 10, 12, 1)), False)
+
+
 @pytest.mark.parametrize("levels", [0, 3])
 def test_wrong_number_of_supervised_levels_is_named(levels, shapes_of):
     with pytest.raises(errors.UserError, match=rf"supervised_levels is {levels}: .* depth, 2"):
