@@ -40,14 +40,12 @@ class Defect(NamedTuple):
     pixels: np.ndarray
 
 
-def find_defects(class_map: np.ndarray, score_map: np.ndarray, min_area: int = 1) -> list[Defect]:
+def find_defects(class_map: np.ndarray, score_map: np.ndarray) -> list[Defect]:
     """Finds the 8-connected regions of each class; where two classes touch there are two defects.
 
     Args:
         class_map: [h, w] int, 0 is background.
         score_map: [h, w] float, without NaN.
-        min_area: regions of fewer pixels are left out of the list. The class map keeps them:
-            `remove_small` takes the same ones out of that.
 
     Returns:
         The defects, highest score first; equal scores by class, then in reading order.
@@ -59,18 +57,27 @@ def find_defects(class_map: np.ndarray, score_map: np.ndarray, min_area: int = 1
         raise ValueError(
             f"class map {np.shape(class_map)} and score map {np.shape(score_map)} must agree"
         )
-    class_map, score_map = np.asarray(class_map), np.asarray(score_map)
+    class_map, score_map = np.asarray(class_map, np.int64), np.asarray(score_map)
     labels, count = _label_classes(class_map)
-    inside = np.argwhere(labels)
-    numbers = labels[labels > 0]
-    # A stable sort leaves each region's pixels in reading order.
-    order = np.argsort(numbers, kind="stable")
-    ends = np.cumsum(np.bincount(numbers, minlength=count + 1)[1:])
-    regions = np.split(inside[order], ends[:-1]) if count else []
-    defects = [
-        _measure(pixels, class_map, score_map) for pixels in regions if min_area <= len(pixels)
-    ]
-    return sorted(defects, key=lambda defect: -defect.score)
+    if not count:
+        return []
+    # All pixels, region by region; the stable sort leaves those of each in reading order.
+    pixels = np.argwhere(labels)[np.argsort(labels[labels > 0], kind="stable")]
+    areas = np.bincount(labels.ravel())[1:]
+    starts = np.cumsum(areas) - areas
+    lowest = np.minimum.reduceat(pixels, starts)
+    diameters = _all_diameters(np.split(pixels - np.repeat(lowest, areas, axis=0), starts[1:]))
+    columns = (
+        class_map[tuple(pixels[starts].T)],
+        np.maximum.reduceat(score_map[tuple(pixels.T)], starts),
+        areas,
+        *np.transpose(diameters),
+        *(np.add.reduceat(pixels, starts) / areas[:, None]).T,
+        *lowest.T,
+        *(np.maximum.reduceat(pixels, starts) + 1).T,
+    )
+    rows = zip(*(c.tolist() for c in columns), np.split(pixels, starts[1:]), strict=True)
+    return sorted(map(Defect._make, rows), key=lambda defect: -defect.score)
 
 
 def remove_small(class_map: np.ndarray, min_area: int) -> np.ndarray:
@@ -112,24 +119,14 @@ def _label_classes(class_map: np.ndarray) -> tuple[np.ndarray, int]:
     return labels, count
 
 
-def _measure(pixels: np.ndarray, class_map: np.ndarray, score_map: np.ndarray) -> Defect:
-    length, width = _feret_diameters(pixels)
-    (top, left), (bottom, right) = pixels.min(axis=0), pixels.max(axis=0) + 1
-    row, column = pixels.mean(axis=0)
-    return Defect(
-        class_id=int(class_map[tuple(pixels[0])]),
-        score=float(score_map[tuple(pixels.T)].max()),
-        area=len(pixels),
-        length=length,
-        width=width,
-        row=float(row),
-        column=float(column),
-        top=int(top),
-        left=int(left),
-        bottom=int(bottom),
-        right=int(right),
-        pixels=pixels,
-    )
+def _all_diameters(shapes: list[np.ndarray]) -> list[tuple[float, float]]:
+    """`_feret_diameters` of each; those of one shape are computed once, as specks look alike."""
+    known: dict[bytes, tuple[float, float]] = {}
+    keys = [shape.tobytes() for shape in shapes]
+    for key, shape in zip(keys, shapes, strict=True):
+        if key not in known:
+            known[key] = _feret_diameters(shape)
+    return [known[key] for key in keys]
 
 
 def _feret_diameters(pixels: np.ndarray) -> tuple[float, float]:

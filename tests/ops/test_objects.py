@@ -109,23 +109,33 @@ def test_touching_classes_are_two_defects_and_corners_connect():
     assert found == [(2, 2, 5), (1, 2, 3), (1, 2, 2)]
 
 
-def test_small_defects_leave_the_list_and_stay_in_the_map():
-    class_map, score_map = blobs(5)
-    every = find_defects(class_map, score_map)
-    before = class_map.copy()
-    large = find_defects(class_map, score_map, min_area=20)
-    np.testing.assert_array_equal(class_map, before)
-    assert 0 < len(large) < len(every)
-    assert [d.score for d in large] == [d.score for d in every if d.area >= 20]
+def test_many_specks_are_measured_as_one_by_one():
+    """Specks of one shape share their diameters, whatever else they differ in."""
+    rng = np.random.default_rng(5)
+    class_map = rng.choice(3, (60, 70), p=[0.8, 0.12, 0.08])
+    score_map = rng.integers(0, 5, class_map.shape).astype(np.float32)  # most scores are equal
+    expected = []
+    for class_id in (1, 2):
+        labels = measure.label(class_map == class_id, connectivity=2)
+        for region in measure.regionprops(labels, intensity_image=score_map):
+            alone = only(class_map.shape, region.coords)
+            row = (class_id, region.intensity_max, region.area, alone.length, alone.width)
+            expected.append((*row, *region.centroid, *region.bbox))
+    expected.sort(key=lambda row: -row[1])
+    found = find_defects(class_map, score_map)
+    assert len(found) > 300 and len({defect.pixels.tobytes() for defect in found}) == len(found)
+    np.testing.assert_allclose([defect[:-1] for defect in found], expected)
 
 
-def test_small_defects_removed_are_those_left_out_of_the_list():
+def test_small_defects_removed_are_those_of_fewer_pixels():
     class_map, score_map = blobs(6)
-    areas = {d.area for d in find_defects(class_map, score_map)}
-    least = sorted(areas)[len(areas) // 2]
+    defects = find_defects(class_map, score_map)
+    areas = sorted({defect.area for defect in defects})
+    least = areas[len(areas) // 2]
     expected = np.zeros_like(class_map)
-    for defect in find_defects(class_map, score_map, min_area=least):
-        expected[tuple(defect.pixels.T)] = defect.class_id
+    for defect in defects:
+        if defect.area >= least:
+            expected[tuple(defect.pixels.T)] = defect.class_id
     removed = remove_small(class_map, least)
     assert 0 < np.count_nonzero(removed) < np.count_nonzero(class_map)
     np.testing.assert_array_equal(removed, expected)
