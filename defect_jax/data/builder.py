@@ -190,25 +190,21 @@ def encode_image(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
     return encode_png(pixels), (image.height, image.width)
 
 
-def encode_mask(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
-    """Reads a mask file as a PNG of class ids: 1 where any colour is nonzero, else 0.
+def encode_mask(path: pathlib.Path, num_classes: int) -> tuple[bytes, tuple[int, int]]:
+    """Reads a mask file as a PNG of class ids.
+
+    Of two classes, background and defects, any colour but black is a defect, in a JPEG from 128
+    on. Of more, grey values or the indices of a palette are the ids.
 
     Returns:
         The encoded mask, and its (height, width).
 
     Raises:
-        UserError: the file is truncated or unreadable.
+        UserError: the file is truncated or unreadable; of more than two classes, it is a JPEG or
+            in colour, or holds a value that is no class.
     """
     image, _ = _open(path)
-    is_jpeg = image.format == "JPEG"
-    if image.mode == "LA":
-        image = image.convert("L")
-    elif image.mode not in ("1", "L", "F") and not image.mode.startswith("I"):
-        image = image.convert("RGB")
-    # JPEG leaves faint ripples around the outline, which are no defect.
-    lowest = 128 if is_jpeg else 1
-    defect = np.asarray(image) >= lowest
-    classes = np.atleast_3d(defect).any(axis=-1)
+    classes = _class_ids(path, image, num_classes) if num_classes > 2 else _defective(image)
     return encode_png(np.asarray(classes, np.uint8)), (image.height, image.width)
 
 
@@ -217,6 +213,38 @@ def encode_png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def _defective(image: Image.Image) -> np.ndarray:
+    """Whether any colour is nonzero: [h, w] bool."""
+    is_jpeg = image.format == "JPEG"
+    if image.mode == "LA":
+        image = image.convert("L")
+    elif image.mode not in ("1", "L", "F") and not image.mode.startswith("I"):
+        image = image.convert("RGB")
+    # JPEG leaves faint ripples around the outline, which are no defect.
+    lowest = 128 if is_jpeg else 1
+    return np.any(np.atleast_3d(np.asarray(image) >= lowest), axis=-1)
+
+
+def _class_ids(path: pathlib.Path, image: Image.Image, num_classes: int) -> np.ndarray:
+    """The values [h, w] of an image, all of them class ids."""
+    is_grey = image.mode in ("1", "L", "LA", "P", "PA") or image.mode.startswith("I")
+    if image.format == "JPEG" or not is_grey:
+        raise UserError(
+            f"mask {path} is a {image.format} of pixel format '{image.mode}': with "
+            f"data.num_classes {num_classes} save class ids as grey values of a PNG, or as indices "
+            "of its palette"
+        )
+    values = np.asarray(image)
+    values = values[..., 0] if values.ndim == 3 else values  # without alpha
+    unknown = values[(values < 0) | (values >= num_classes)]
+    if unknown.size:
+        raise UserError(
+            f"mask {path} holds {unknown.min()}, expected class ids below {num_classes} "
+            "(data.num_classes), 0 for the background"
+        )
+    return values
 
 
 def _cannot_write(data_dir: str, error: OSError) -> UserError:

@@ -3,6 +3,8 @@
 <root>/<category>/train/good/<name>.<png, jpg, bmp or tif>
 <root>/<category>/test/<good or the name of a defect>/<name>.<...>
 <root>/<category>/ground_truth/<defect>/<name>_mask.<...>
+
+What a mask holds, `builder.encode_mask` says.
 """
 
 import functools
@@ -41,13 +43,13 @@ def load(data: ml_collections.ConfigDict, split: str) -> Examples:
     """The examples of a category.
 
     Args:
-        data: `config.data`; reads `root`, `category` and `cache_dir`.
+        data: `config.data`; reads `root`, `category`, `num_classes` and `cache_dir`.
         split: 'train' (all of train/good) or 'test'.
 
     Raises:
         UserError: see `categories`; an unknown category; a train or test folder without images; an
             image that cannot be read; a mask without an image, a defective image without its
-            mask, or a mask of another size.
+            mask, or a mask of another size or with a value that is no class.
     """
     known = categories(data.root)
     if data.category not in known:
@@ -66,11 +68,11 @@ def load(data: ml_collections.ConfigDict, split: str) -> Examples:
     if not test:
         raise UserError(f"no images in {folder / 'test'}/<good or a defect>: put test images there")
     masks = _match_masks(folder, test)
-    rows = functools.partial(_rows, folder)
+    rows = functools.partial(_rows, folder, data.num_classes)
     prepared = builder.prepare(
         {"train": lambda: rows(train, {}), "test": lambda: rows(test, masks)},
         f"mvtec/{data.category}",
-        builder.fingerprint(folder, [*train, *test, *masks.values()]),
+        builder.fingerprint(folder, [*train, *test, *masks.values()], data.num_classes),
         data.cache_dir,
         len(train) + len(test),
     )
@@ -121,6 +123,7 @@ def _match_masks(
 
 def _rows(
     folder: pathlib.Path,
+    num_classes: int,
     images: Iterable[pathlib.Path],
     masks: dict[pathlib.Path, pathlib.Path],
 ) -> Iterator[dict]:
@@ -128,7 +131,7 @@ def _rows(
         image, size = builder.encode_image(path)
         mask = b""
         if path in masks:
-            mask, mask_size = builder.encode_mask(masks[path])
+            mask, mask_size = builder.encode_mask(masks[path], num_classes)
             if mask_size != size:
                 raise UserError(
                     f"mask {masks[path]} is {mask_size[1]}x{mask_size[0]} pixels, its image "

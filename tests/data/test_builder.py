@@ -107,7 +107,7 @@ def test_truncated_file_is_named(tmp_path, suffix, kept):
     data = path.read_bytes()
     path.write_bytes(data[: int(kept * len(data))])
     assert str(path) in one_line(builder.encode_image, path)
-    assert str(path) in one_line(builder.encode_mask, path)
+    assert str(path) in one_line(builder.encode_mask, path, 2)
 
 
 @pytest.mark.parametrize("missing", [1, 4, 12, 16])
@@ -148,7 +148,7 @@ def test_mask_is_one_where_any_colour_is(tmp_path, mode, value):
         "LA": pixels,
     }[mode]
     path = save(tmp_path / "mask.png", pixels, "LA" if mode == "LA" else None)
-    data, size = builder.encode_mask(path)
+    data, size = builder.encode_mask(path, 2)
     np.testing.assert_array_equal(decode(data), classes[..., None])
     assert size == classes.shape
 
@@ -156,8 +156,31 @@ def test_mask_is_one_where_any_colour_is(tmp_path, mode, value):
 def test_jpeg_mask_keeps_its_outline(tmp_path):
     classes = np.zeros((40, 40), bool)
     classes[10:27, 13:30] = True
-    data, _ = builder.encode_mask(save(tmp_path / "mask.jpg", np.uint8(255 * classes)))
+    data, _ = builder.encode_mask(save(tmp_path / "mask.jpg", np.uint8(255 * classes)), 2)
     np.testing.assert_array_equal(decode(data)[..., 0], classes)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "I;16"])
+def test_masks_of_several_classes_hold_their_ids(tmp_path, mode):
+    classes = GREY % 4
+    pixels = classes.astype(np.uint16) if mode == "I;16" else classes
+    image = Image.fromarray(pixels)
+    if mode == "P":
+        image.putpalette([200, 0, 0, 0, 0, 0, 0, 90, 0, 7, 7, 7])  # no colour tells its index
+    (image.convert("LA") if mode == "LA" else image).save(tmp_path / "mask.png")
+    data, size = builder.encode_mask(tmp_path / "mask.png", 4)
+    np.testing.assert_array_equal(decode(data), classes[..., None])
+    assert size == classes.shape
+
+
+def test_what_is_no_class_of_several_is_named(tmp_path):
+    between = save(tmp_path / "between.png", np.uint8([[0, 3, 128], [4, 1, 255]]))
+    message = one_line(builder.encode_mask, between, 4)
+    assert str(between) in message and "holds 4, expected class ids below 4" in message
+    assert decode(builder.encode_mask(between, 2)[0])[..., 0].tolist() == [[0, 1, 1], [1, 1, 1]]
+    for path in (save(tmp_path / "colour.png", COLOUR % 3), save(tmp_path / "grey.jpg", GREY % 3)):
+        message = one_line(builder.encode_mask, path, 3)
+        assert str(path) in message and "palette" in message
 
 
 def test_list_images_takes_only_images_of_the_folder(tmp_path):

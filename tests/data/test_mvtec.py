@@ -92,6 +92,18 @@ def test_changed_mask_is_prepared_anew(data, root):
     assert decode(mvtec.load(data, "test").mask[0]).sum() == 48
 
 
+def test_masks_of_several_classes(data, root):
+    data.num_classes = 4
+    path = root / "nut/ground_truth/crack/0_mask.png"
+    message = one_line(data)
+    assert str(path) in message and "holds 255" in message and "data.num_classes" in message
+    classes = np.arange(48, dtype=np.uint8).reshape(6, 8) % 4
+    save(path, classes)
+    np.testing.assert_array_equal(decode(mvtec.load(data, "test").mask[0])[..., 0], classes)
+    data.num_classes = 2  # the same files, prepared anew
+    np.testing.assert_array_equal(decode(mvtec.load(data, "test").mask[0])[..., 0], classes > 0)
+
+
 def test_home_folder_as_root(data, root, monkeypatch):
     monkeypatch.setenv("HOME", str(root.parent))
     data.root = "~/root"
