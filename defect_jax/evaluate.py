@@ -138,7 +138,45 @@ def predictions(
     """
     run = _predict_tiles if config.data.fit == "crop" else _predict_images
     for number, (image, prediction) in enumerate(run(config, examples, predict)):
-        yield _at_native_size(config, examples, number, image, prediction)
+        yield at_native_size(config, examples, number, image, prediction)
+
+
+def at_native_size(
+    config: ml_collections.ConfigDict,
+    examples: Examples,
+    number: int,
+    image: np.ndarray,
+    prediction: dict[str, np.ndarray],
+) -> Example:
+    """An example with its prediction, as `predictions` yields it.
+
+    Args:
+        config: the run's.
+        examples: of a split.
+        number: which of them.
+        image: [H, W, C] uint8 as the model saw it, with its padding.
+        prediction: what the method predicts for it, without the batch.
+    """
+    size = pipeline.native_size(examples, number)
+    filled = pipeline.fitted_size(size, config.data.image_size, config.data.fit)
+    example = {
+        "filename": str(examples.filename[number]),
+        "defect_type": str(examples.defect_type[number]),
+        "label": int(examples.label[number]),
+        "image": image[: filled[0], : filled[1]],
+        "mask": pipeline.native_mask(examples, number),
+        "score": float(prediction["score"]),
+        "score_map": _resize_map(prediction["score_map"], filled, size),
+        "bootstrap": bootstrap_weights(config.seed, number, config.eval.bootstrap_samples),
+    }
+    if "reconstruction" in prediction:
+        example["reconstruction"] = prediction["reconstruction"][: filled[0], : filled[1]]
+    if "mask_logits" in prediction:
+        logits = np.moveaxis(prediction["mask_logits"], -1, 0)
+        resized = np.stack([_resize_map(channel, filled, size) for channel in logits])
+        classes = _classes(resized, config.eval.min_log_odds)
+        example["class_map"] = remove_small(classes, config.eval.min_area)
+    return example
 
 
 def read_images(workdir: str | pathlib.Path, split: str = "test") -> list[dict[str, Any]]:
@@ -293,35 +331,6 @@ def _predict_all(
         prediction = predict(batch)
         for row in range(min(batch_size, len(images) - start)):
             yield {name: values[row] for name, values in prediction.items()}
-
-
-def _at_native_size(
-    config: ml_collections.ConfigDict,
-    examples: Examples,
-    number: int,
-    image: np.ndarray,
-    prediction: dict[str, np.ndarray],
-) -> Example:
-    size = pipeline.native_size(examples, number)
-    filled = pipeline.fitted_size(size, config.data.image_size, config.data.fit)
-    example = {
-        "filename": str(examples.filename[number]),
-        "defect_type": str(examples.defect_type[number]),
-        "label": int(examples.label[number]),
-        "image": image[: filled[0], : filled[1]],
-        "mask": pipeline.native_mask(examples, number),
-        "score": float(prediction["score"]),
-        "score_map": _resize_map(prediction["score_map"], filled, size),
-        "bootstrap": bootstrap_weights(config.seed, number, config.eval.bootstrap_samples),
-    }
-    if "reconstruction" in prediction:
-        example["reconstruction"] = prediction["reconstruction"][: filled[0], : filled[1]]
-    if "mask_logits" in prediction:
-        logits = np.moveaxis(prediction["mask_logits"], -1, 0)
-        resized = np.stack([_resize_map(channel, filled, size) for channel in logits])
-        classes = _classes(resized, config.eval.min_log_odds)
-        example["class_map"] = remove_small(classes, config.eval.min_area)
-    return example
 
 
 def _classes(logits: np.ndarray, min_log_odds: float) -> np.ndarray:
