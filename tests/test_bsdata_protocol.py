@@ -121,6 +121,54 @@ def test_recall_of_pits_by_their_area():
     assert values == {"recall_<200": 0, "recall_200-1000": 0.5, "recall_>5000": 0}
 
 
+def pixels(values: np.ndarray) -> set[tuple[int, int]]:
+    return {(r, c) for r, row in enumerate(values) for c, value in enumerate(row) if value}
+
+
+def slow_figures(examples: list[dict[str, Any]]) -> dict[str, float]:
+    """Pooled IoU and Dice and the mean of the images' IoU, pixel by pixel."""
+    pairs = [(pixels(one["class_map"]), pixels(one["mask"])) for one in examples]
+    both = sum(len(found & true) for found, true in pairs)
+    return {
+        "iou": both / sum(len(found | true) for found, true in pairs),
+        "dice": 2 * both / sum(len(found) + len(true) for found, true in pairs),
+        "iou_per_image": float(np.mean([len(f & t) / len(f | t) for f, t in pairs])),
+    }
+
+
+def test_figures_by_the_area_of_an_image_s_pits():
+    """A bin's figures are those of its images alone, in each resampling of them too."""
+    rng = np.random.default_rng(0)
+    areas = {"<200": (1, 120, 199), "200-1000": (200, 700, 999), "1000-5000": (1000, 1500)}
+    binned = {}
+    for name, sizes in areas.items():
+        binned[name] = []
+        for area in sizes:
+            mask, found = np.zeros((2, 2400), np.uint8)
+            mask[rng.permutation(2400)[:area]] = 1
+            found[rng.permutation(2400)[: area + 30]] = 1
+            one = example(found.reshape(SIZE), mask.reshape(SIZE))
+            binned[name].append({**one, "bootstrap": rng.integers(1, 4, 3)})
+    totals: protocol.Totals = {}
+    for one in (one for examples in binned.values() for one in examples):
+        protocol.add(totals, one)
+    figures = protocol.figures(totals)
+    for name, examples in binned.items():
+        for resampling in range(-1, 3):
+            drawn = [
+                one for one in examples
+                for _ in range(1 if resampling < 0 else one["bootstrap"][resampling])
+            ]  # fmt: skip
+            for figure, expected in slow_figures(drawn).items():
+                value, samples = figures[f"{figure}_{name}"]
+                found = value if resampling < 0 else samples[resampling]
+                assert found == pytest.approx(expected)
+    assert all(np.isnan(figures[f"{figure}_>5000"].value) for figure in protocol.BY_PITS)
+    assert protocol.image_counts(totals) == {"<200": 3, "200-1000": 3, "1000-5000": 2, ">5000": 0}
+    parts = [totals[name].overlap.sums for name in areas]
+    np.testing.assert_allclose(sum(parts), totals["segmentation"].overlap.sums)
+
+
 # ------------------------------------------------------------------------------------ ensembles
 
 
@@ -189,7 +237,7 @@ def test_alone_a_run_is_no_ensemble(predicted):
     assert measured.num_images == 1 and len(measured.shown) == 1
     written = protocol.as_json([measured])["groups"][0]
     assert "ensemble" not in written and "over_runs" not in written
-    assert written["num_pits"]["<200"] == 1
+    assert written["num_pits"]["<200"] == written["num_images_by_pits"]["<200"] == 1
 
 
 def test_runs_with_other_cuts_are_no_ensemble():
@@ -229,6 +277,7 @@ def test_folds_are_pooled_but_random_ones_averaged():
     tables = protocol.as_markdown(folds("grouped"))
     assert "| foreground IoU, pooled | 83.3 |" in tables and "grouped fold 1" in tables
     assert "| recall of pits of <200 px² (2) | 100.0 |" in tables
+    assert "| IoU, mean of images with <200 px² of pits (2) | 75.0 |" in tables
     assert "| 75.0 ± 35.4 |" in protocol.as_markdown(folds("random"))
 
 

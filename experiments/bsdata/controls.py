@@ -2,7 +2,8 @@
 
     python experiments/bsdata/controls.py --root=/path/to/BSData
 
-Two controls, on masks at native resolution. 'background' predicts no pit anywhere. 'copy' predicts
+Two controls, on masks at native resolution, measured as protocol.py measures networks: on the same
+images, with the same resamplings of them. 'background' predicts no pit anywhere. 'copy' predicts
 the mask of the training frame of the same place that is nearest in time (background for type 1,
 which has no such frame). The official split has every place of type 2 on both sides, so copying
 reaches a foreground IoU of 47.4 there (68.5 on type 2 alone; 35.1 as the mean over images; 73.7
@@ -15,21 +16,24 @@ import argparse
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
+from absl import logging
 from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 from defect_jax.data import bsdata, pipeline
-from defect_jax.metrics import Example, Metric, Segmentation
-from experiments.bsdata.measures import TwoClass, ZNet
+from defect_jax.errors import UserError
+from defect_jax.metrics import Example, bootstrap_weights
+from experiments.bsdata import ensemble, protocol
 
-RANDOM_SEEDS = range(5)
-_NO_BOOTSTRAP = np.zeros(0)
+# The folds of each split; of 'random' its seeds.
+FOLDS = {"official": range(1), "grouped": range(bsdata.NUM_FOLDS), "random": range(5)}
+Masks = dict[str, np.ndarray]  # file name -> mask [h, w]
 
 
 class Case(NamedTuple):
@@ -40,21 +44,8 @@ class Case(NamedTuple):
     mask: np.ndarray
 
 
-class Scores(NamedTuple):
-    """In percent: IoU of all pixels pooled, on type 2 alone, per image, mean of both classes.
-
-    And what ZNet's authors call IoU, see `measures.ZNet`.
-    """
-
-    foreground: float
-    type_2: float
-    per_image: float
-    two_class: float
-    znet: float
-
-
-def load_masks(root: str, cache_dir: str) -> dict[str, np.ndarray]:
-    """Returns the mask of every labelled frame by file name."""
+def load_masks(root: str, cache_dir: str) -> Masks:
+    """Returns the mask of every labelled frame."""
     masks = {}
     for split in ("train", "test"):
         fields = {"split": "official", "fold": 0, "normals": False}
@@ -65,77 +56,91 @@ def load_masks(root: str, cache_dir: str) -> dict[str, np.ndarray]:
     return masks
 
 
-def background(masks: dict[str, np.ndarray]) -> list[Case]:
+def background(train: Masks, test: Masks) -> Iterator[Case]:
     """Predicts no pit anywhere: foreground IoU 0, mean of both classes 49.9 (official split)."""
-    return [Case(name, np.zeros_like(mask), mask) for name, mask in masks.items()]
+    del train
+    for name, mask in test.items():
+        yield Case(name, np.zeros_like(mask), mask)
 
 
-def copy_nearest(train: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> list[Case]:
+def copy_nearest(train: Masks, test: Masks) -> Iterator[Case]:
     """Predicts the mask of the training frame of the same place nearest in time.
 
     Where sizes differ, it is resized by nearest neighbour. Background where there is no such
     frame, and for type 1, whose frames have no time.
     """
-    return [Case(name, _copied(train, name, mask.shape), mask) for name, mask in test.items()]
+    for name, mask in test.items():
+        yield Case(name, _copied(train, name, mask.shape), mask)
 
 
-def score(cases: list[Case]) -> Scores:
-    """Scores a control; on the official split copying gives (47.4, 68.5, 35.1, 73.7, 35.9)."""
-    figures = _figures(cases, (Segmentation, TwoClass, ZNet))
-    of_type_2 = [case for case in cases if _is_type_2(case.name)]
-    type_2 = _figures(of_type_2, (Segmentation,))["iou"] if of_type_2 else np.nan
-    names = ("iou_per_image", "iou_two_class", "znet")
-    values = (figures["iou"], type_2, *(figures[name] for name in names))
-    return Scores(*(100 * float(value) for value in values))
+CONTROLS: dict[str, Callable[[Masks, Masks], Iterator[Case]]] = {
+    "background": background,
+    "copy": copy_nearest,
+}
 
 
-def table(root: str, cache_dir: str = "") -> dict[str, Scores]:
-    """Scores both controls on the official split and on random ones, and copying on each fold.
+def measure(cases: Iterable[Case], fold: int) -> protocol.Totals:
+    """The totals of a control on the test frames of a fold, in the order of the split."""
+    totals: protocol.Totals = {}
+    for number, case in enumerate(cases):
+        weights = bootstrap_weights(fold, number, ensemble.BOOTSTRAP_SAMPLES)
+        protocol.add(totals, _example(case, weights))
+    return totals
 
-    Of the random splits, the mean and the sample standard deviation over `RANDOM_SEEDS`.
+
+def measure_split(
+    masks: Masks, entries: list[dict[str, Any]], split: str
+) -> dict[str, list[protocol.Totals]]:
+    """The totals of each control on each fold of a split.
+
+    Args:
+        masks: of every labelled frame.
+        entries: of `image_data.json`.
+        split: a key of `FOLDS`.
     """
-    masks = load_masks(root, cache_dir)
-    entries = json.loads((pathlib.Path(root) / "image_data.json").read_text("utf-8"))["images"]
-
-    def sides(split: str, fold: int = 0) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    measured: dict[str, list[protocol.Totals]] = {name: [] for name in CONTROLS}
+    for fold in FOLDS[split]:
         names = bsdata.split_names(entries, split, fold, normals=False)
-        train, test = ({n: masks[n] for n in names[side]} for side in ("train", "test"))
-        return train, test
-
-    train, test = sides("official")
-    rows = {
-        "official, background": score(background(test)),
-        "official, copy": score(copy_nearest(train, test)),
-    }
-    for fold in range(bsdata.NUM_FOLDS):
-        rows[f"grouped fold {fold}, copy"] = score(copy_nearest(*sides("grouped", fold)))
-    parts = [sides("random", seed) for seed in RANDOM_SEEDS]
-    controls = {
-        "background": [score(background(test)) for _, test in parts],
-        "copy": [score(copy_nearest(*part)) for part in parts],
-    }
-    for name, scores in controls.items():
-        rows[f"random, {name}: mean"] = Scores(*np.mean(scores, axis=0).tolist())
-        rows[f"random, {name}: deviation"] = Scores(*np.std(scores, axis=0, ddof=1).tolist())
-    return rows
+        train, test = ({name: masks[name] for name in names[side]} for side in ("train", "test"))
+        for name, control in CONTROLS.items():
+            measured[name].append(measure(control(train, test), fold))
+    return measured
 
 
-def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description="Scores the controls of BSData.")
+def as_markdown(split: str, measured: dict[str, list[protocol.Totals]]) -> str:
+    """A table of one split: over folds pooled, but of random ones mean and standard deviation."""
+    columns: dict[str, dict[str, Any]] = {}
+    for name, totals in measured.items():
+        if split == "random":
+            columns[name] = protocol.spread([protocol.figures(one) for one in totals])
+        else:
+            columns[name] = protocol.figures(protocol.merge(totals))
+    title = split if split == "official" else f"{split}, {len(FOLDS[split])} folds"
+    return protocol.table(title, columns, protocol.merge(measured["copy"]))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prints a table for each split."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", required=True, help="clone of BSData")
     parser.add_argument("--cache_dir", default="", help="of prepared datasets")
-    flags = parser.parse_args()
-    print(f"{'IoU in %':30}" + "".join(f"{name:>12}" for name in Scores._fields))
-    for name, scores in table(flags.root, flags.cache_dir).items():
-        print(f"{name:30}" + "".join(f"{value:12.1f}" for value in scores))
+    options = parser.parse_args(arguments)
+    logging.set_verbosity(logging.ERROR)  # tfds tells its inner life at INFO
+    try:
+        masks = load_masks(options.root, options.cache_dir)
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
+    content = (pathlib.Path(options.root).expanduser() / "image_data.json").read_text("utf-8")
+    for split in FOLDS:
+        measured = measure_split(masks, json.loads(content)["images"], split)
+        print(as_markdown(split, measured) + "\n", flush=True)
 
 
 def _is_type_2(name: str) -> bool:
     return name.startswith("01_")
 
 
-def _copied(train: dict[str, np.ndarray], name: str, shape: tuple[int, int]) -> np.ndarray:
+def _copied(train: Masks, name: str, shape: tuple[int, int]) -> np.ndarray:
     same = [other for other in train if bsdata.place(other) == bsdata.place(name)]
     if not same or not _is_type_2(name):
         return np.zeros(shape, np.uint8)
@@ -145,24 +150,14 @@ def _copied(train: dict[str, np.ndarray], name: str, shape: tuple[int, int]) -> 
     return np.asarray(resized)
 
 
-def _figures(cases: Sequence[Case], metrics: Sequence[type[Metric]]) -> dict[str, float]:
-    states: list[Metric] = []
-    for case in cases:
-        example = _example(case)
-        ones = [metric.from_example(example) for metric in metrics]
-        pairs = zip(states, ones, strict=True)
-        states = [one.merge(other) for one, other in pairs] if states else ones
-    estimates = (state.compute().items() for state in states)
-    return {name: estimate.value for named in estimates for name, estimate in named}
-
-
-def _example(case: Case) -> Example:
+def _example(case: Case, weights: np.ndarray) -> Example:
     return {
+        "defect_type": "type 2" if _is_type_2(case.name) else "type 1",
         "class_map": case.predicted,
         # Log-odds of who is certain.
         "score_map": np.where(case.predicted, np.float32(np.inf), np.float32(-np.inf)),
         "mask": case.mask,
-        "bootstrap": _NO_BOOTSTRAP,
+        "bootstrap": weights,
     }
 
 

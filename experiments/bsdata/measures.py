@@ -16,7 +16,8 @@ from defect_jax.metrics.segmentation import Overlap, check_same_shape
 from defect_jax.ops.objects import label_regions
 
 ZNET_SIZE = (256, 512)  # height, width
-# Areas in pixels of the file at which the bins of true pits begin, with what they are called.
+# Areas in pixels of the file at which the bins of true pits, or of images by all their true pits
+# together, begin, with what they are called.
 PIT_BINS = {0: "<200", 200: "200-1000", 1000: "1000-5000", 5000: ">5000"}
 
 
@@ -132,6 +133,16 @@ class PitRecall:
             for name, one in zip(PIT_BINS.values(), self.bins, strict=True)
             if one.images
         }
+
+
+def pit_bin(mask: np.ndarray) -> str:
+    """The bin of an image, by the area of all pits of its mask [h, w] together.
+
+    Each image lies in one bin, with what is predicted wrongly anywhere on it, so the pixels of the
+    bins add up to those of all images. By pits alone a false alarm would lie in no bin.
+    """
+    number = np.searchsorted(list(PIT_BINS), np.count_nonzero(mask), side="right") - 1
+    return list(PIT_BINS.values())[number]
 
 
 def _shrink(values: np.ndarray) -> np.ndarray:

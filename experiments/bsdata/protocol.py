@@ -56,13 +56,27 @@ FIGURES = {
     "object_f1": "F1 of pits",
     "object_recall_01": "recall at 0.1 false alarms an image",
     "object_recall_1": "recall at 1 false alarm an image",
-} | {f"recall_{name}": f"recall of pits of {name} px²" for name in measures.PIT_BINS.values()}
+}
+BY_PITS = {
+    "iou": "foreground IoU, images",
+    "dice": "Dice, images",
+    "iou_per_image": "IoU, mean of images",
+}
+FIGURES |= {
+    f"{figure}_{name}": f"{heading} with {name} px² of pits"
+    for figure, heading in BY_PITS.items()
+    for name in measures.PIT_BINS.values()
+}
+FIGURES |= {
+    f"recall_{name}": f"recall of pits of {name} px²" for name in measures.PIT_BINS.values()
+}
 NUM_SHOWN = 10
 # In what the runs of one method differ.
 MAY_DIFFER = {"seed", "data.split", "data.fold", "data.train_digest", "data.validation_files"}
 _UNKNOWN = Estimate(math.nan, np.zeros(0))
 
-# name of a metric, or a type of spindle for the segmentation of that type -> its state
+# name of a metric, or for the segmentation of a part of the images a type of spindle or a bin of
+# `measures.PIT_BINS` -> its state
 Totals = dict[str, Metric]
 Figures = dict[str, Estimate]
 
@@ -129,8 +143,9 @@ def check_one_method(entries: Sequence[ensemble.Entry]) -> None:
 
 
 def add(totals: Totals, example: Example) -> None:
-    """Adds one example to what is measured of all, and of its type of spindle."""
-    for name, metric in (METRICS | {example["defect_type"]: Segmentation}).items():
+    """Adds one example to what is measured of all, of its type of spindle and of its bin."""
+    parts = (example["defect_type"], measures.pit_bin(example["mask"]))
+    for name, metric in (METRICS | dict.fromkeys(parts, Segmentation)).items():
         one = metric.from_example(example)
         totals[name] = totals[name].merge(one) if name in totals else one
 
@@ -204,6 +219,16 @@ def pit_counts(totals: Totals) -> dict[str, int]:
     return pits.counts()
 
 
+def image_counts(totals: Totals) -> dict[str, int]:
+    """The number of images in each bin, of those that show a pit or have one predicted."""
+    counts = dict.fromkeys(measures.PIT_BINS.values(), 0)
+    for name in counts.keys() & totals.keys():
+        part = totals[name]
+        assert isinstance(part, Segmentation)
+        counts[name] = int(part.overlap.sums[0, -1])
+    return counts
+
+
 def as_json(measured: Sequence[Measured]) -> dict[str, Any]:
     """What `protocol.json` holds; all figures in percent."""
     return {
@@ -224,6 +249,7 @@ def _group_json(one: Measured) -> dict[str, Any]:
         "fold": group.fold,
         "num_images": one.num_images,
         "num_pits": pit_counts(one.final),
+        "num_images_by_pits": image_counts(one.final),
         "min_log_odds": cut.min_log_odds,
         "min_area": cut.min_area,
         "runs": [
@@ -274,19 +300,29 @@ def as_markdown(measured: Sequence[Measured]) -> str:
             f"{one.group.name}, {one.num_images} test images, log-odds above {cut.min_log_odds:g}, "
             f"at least {cut.min_area:g} px"
         )
-        parts.append(_table(title, columns, pit_counts(one.final)))
+        parts.append(table(title, columns, one.final))
     for split, row in over_folds(measured).items():
         finals = [one.final for one in measured if one.group.split == split]
-        counts = pit_counts(merge(finals))
         title = f"{split}, {len(finals)} folds"
-        parts.append(_table(title, {"mean ± std" if split == "random" else "pooled": row}, counts))
+        column = "mean ± std" if split == "random" else "pooled"
+        parts.append(table(title, {column: row}, merge(finals)))
     return "\n\n".join(parts)
 
 
-def _table(title: str, columns: dict[str, dict[str, Any]], counts: dict[str, int]) -> str:
+def table(title: str, columns: dict[str, dict[str, Any]], totals: Totals) -> str:
+    """A markdown table of figures, a column each.
+
+    Args:
+        title: stands above it.
+        columns: heading -> what `figures` or `spread` returns.
+        totals: of any of the columns: how many true pits and images are in each bin.
+    """
     headings = dict(FIGURES)
-    for name, count in counts.items():
+    for name, count in pit_counts(totals).items():
         headings[f"recall_{name}"] += f" ({count})"
+    for name, count in image_counts(totals).items():
+        for figure in BY_PITS:
+            headings[f"{figure}_{name}"] += f" ({count})"
     lines = [["%", *columns], ["---"] * (1 + len(columns))]
     for name, heading in headings.items():
         lines.append([heading, *(_cell(column[name]) for column in columns.values())])
