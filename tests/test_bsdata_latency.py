@@ -91,7 +91,7 @@ def test_each_network_is_taken_in_all_its_ways(monkeypatch, capsys):
     assert title.startswith("1540x645 pixels; median of 3 ")
     assert len(lines) == 4 + 6
     assert lines[0] == "| bsdata_residual_unet | whole, 672x1568 | 1 | 1.50 | 1.00 |"
-    assert "| bsdata_residual_unet | tiles of 656x816, overlap 64: 2 | 4 | 1.50 | 4.00 |" in lines
+    assert "| bsdata_residual_unet | tiles of 672x832, overlap 64: 2 | 4 | 1.50 | 4.00 |" in lines
     assert "| bsdata_znet | shrunk to 256x512 | 4 | 1.50 | 10.00 |" in lines
     assert called[9].args == ("bsdata_znet", "shrunk", 4, (645, 1540), 3)
 

@@ -137,9 +137,9 @@ def test_an_unread_field_is_found(small, reads_of_runs):
 PARAMETERS = {
     "quickstart": 1_050_599,
     "bsdata_unet": 1_942_594,
-    "bsdata_residual_unet": 2_031_350,
+    "bsdata_residual_unet": 2_033_480,
     "bsdata_znet": 4_395_009,
-    "bsdata_adversarial": 2_746_294,
+    "bsdata_adversarial": 2_748_424,
     "mvtec_autoencoder": 1_050_599,
     "mvtec_ssim_net": 2_082_118,
     "mvtec_ssim_net_lite": 611_330,

@@ -172,5 +172,5 @@ def test_only_crops_have_shares(config, name):
 
 def test_a_patch_larger_than_the_crop_is_told(config):
     config.augment.paste_probability = 0.5
-    with pytest.raises(UserError, match=r"paste_size is 96: .* 16x16"):
+    with pytest.raises(UserError, match=r"paste_size is 128: .* 16x16"):
         pipeline.check(config)
