@@ -1,6 +1,6 @@
 """The launchers: their linters, what they start, and what they do about its exit status.
 
-`gcloud`, `srun` and `scontrol` are stand-ins that write down how they are called.
+`gcloud`, `srun` and the like are stand-ins that write down how they are called.
 """
 
 import importlib.util
@@ -49,7 +49,7 @@ def launch(tmp_path):
     """Runs a launcher among stand-ins; returns its exit status and the calls it made."""
 
     def launch(script, statuses=(), states=("ACTIVE",)):
-        for name in ("srun", "scontrol", "gcloud", "sleep"):
+        for name in ("srun", "scontrol", "gcloud", "git", "sleep"):
             (tmp_path / name).write_text(STAND_IN)
             (tmp_path / name).chmod(0o755)
         (tmp_path / "statuses").write_text(" ".join(map(str, statuses)))
