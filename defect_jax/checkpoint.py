@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import orbax.checkpoint as ocp
 
+from defect_jax import distributed
 from defect_jax.errors import UserError
 from defect_jax.method import Batch, Method, State
 from defect_jax.methods import make_method
@@ -161,7 +162,7 @@ def check_same_run(
     stored: ml_collections.ConfigDict,
 ) -> None:
     """Raises UserError where two configs make different runs; says which fields differ."""
-    now, before = _flat(config.to_dict()), _flat(stored.to_dict())
+    now, before = flat(config.to_dict()), flat(stored.to_dict())
     differing = [
         f"{key} ({before.get(key, 'absent')} there, {now.get(key, 'absent')} now)"
         for key in sorted(now.keys() | before.keys())
@@ -174,8 +175,21 @@ def check_same_run(
         )
 
 
+def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """The fields of a nested dict by their paths, 'data.root'; tuples become lists."""
+    fields: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            fields |= flat(value, f"{prefix}{key}.")
+        else:
+            fields[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return fields
+
+
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes JSON so that a reader never sees half a file."""
+    """Writes JSON so that a reader never sees half a file; process 0 alone does."""
+    if not distributed.is_first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
@@ -188,16 +202,6 @@ def _check_images(image: jax.Array, shape: tuple[int, ...]) -> None:
             f"this run takes images uint8 [B, {', '.join(map(str, shape))}], found {image.dtype} "
             f"{list(image.shape)}: convert them"
         )
-
-
-def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
 
 
 def _tuples(value: Any) -> Any:

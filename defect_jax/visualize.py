@@ -19,6 +19,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from defect_jax import distributed
+
 Curve = tuple[np.ndarray, np.ndarray]
 
 BLUE, ORANGE, SKY, GREY = "#0072B2", "#E69F00", "#56B4E9", "#666666"
@@ -387,8 +389,10 @@ def to_array(figure: Figure) -> np.ndarray:
 def save(figure: Figure, path: str | pathlib.Path) -> None:
     """Writes a figure as PNG; the file takes its name when it is complete.
 
-    Makes the folders that lead to it.
+    Makes the folders that lead to it. Of several processes the first alone writes.
     """
+    if not distributed.is_first():
+        return
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -20,6 +20,7 @@ import tqdm
 from absl import logging
 from PIL import Image
 
+from defect_jax import distributed
 from defect_jax.data.examples import Examples
 from defect_jax.data.tensorflow_quietly import tf, tfds
 from defect_jax.errors import UserError
@@ -102,7 +103,12 @@ def prepare(
     with (
         _quiet(),
         tqdm.tqdm(
-            desc=f"preparing {name}", total=num_examples, unit=" images", leave=False, delay=0.2
+            desc=f"preparing {name}",
+            total=num_examples,
+            unit=" images",
+            leave=False,
+            delay=0.2,
+            disable=not distributed.is_first(),
         ) as bar,
     ):
         counted = {s: functools.partial(_count, g, bar) for s, g in generators.items()}
