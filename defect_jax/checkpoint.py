@@ -14,6 +14,7 @@ from defect_jax import distributed
 from defect_jax.errors import UserError
 from defect_jax.method import Batch, Method, State
 from defect_jax.methods import make_method
+from defect_jax.paths import resolve, to_path
 
 # What may change between two starts of one run: where things lie and how often it reports, but
 # nothing that the parameters depend on.
@@ -101,7 +102,7 @@ def abstract_state(config: ml_collections.ConfigDict, method: Method) -> State:
 def manager(workdir: str | pathlib.Path, max_to_keep: int | None = None) -> ocp.CheckpointManager:
     """Orbax's manager of `<workdir>/checkpoints`."""
     return ocp.CheckpointManager(
-        pathlib.Path(workdir).resolve() / "checkpoints",
+        resolve(to_path(workdir)) / "checkpoints",
         options=ocp.CheckpointManagerOptions(max_to_keep=max_to_keep),
     )
 
@@ -138,7 +139,7 @@ def restore(workdir: str | pathlib.Path, abstract: State, step: int | None = Non
 
 def write_config(workdir: str | pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Writes `<workdir>/config.json`."""
-    write_json(pathlib.Path(workdir) / "config.json", config.to_dict())
+    write_json(to_path(workdir) / "config.json", config.to_dict())
 
 
 def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
@@ -147,7 +148,7 @@ def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
     Raises:
         UserError: there is none, or it is no JSON.
     """
-    path = pathlib.Path(workdir) / "config.json"
+    path = to_path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir} holds no run: no config.json there")
     try:

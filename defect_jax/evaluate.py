@@ -38,6 +38,7 @@ from defect_jax.metrics import (
 from defect_jax.metrics.histogram import pr_curve, pro_curve, roc_curve
 from defect_jax.ops import tiles
 from defect_jax.ops.objects import Defect, find_defects, remove_small
+from defect_jax.paths import to_path
 
 Predict = Callable[[pipeline.HostBatch], dict[str, np.ndarray]]
 # defect type -> metric name -> the metric's state after the images of that type
@@ -85,7 +86,7 @@ def evaluate(
         UserError: no checkpoint, bad files, a score that is NaN, or see `check_defect_fields`.
     """
     check_defect_fields(config)
-    home = pathlib.Path(workdir if results_folder is None else results_folder)
+    home = to_path(workdir if results_folder is None else results_folder)
     method = make_method(config)
     state = checkpoint.restore(workdir, checkpoint.abstract_state(config, method))
     predict = make_predict(method, state)
@@ -152,14 +153,14 @@ def read_images(workdir: str | pathlib.Path, split: str = "test") -> list[dict[s
     Raises:
         UserError: the split has not been evaluated.
     """
-    path = pathlib.Path(workdir) / "eval" / split / "images.csv"
+    path = to_path(workdir) / "eval" / split / "images.csv"
     if not path.is_file():
         raise UserError(f"{path} is not there: evaluate the run first (--mode=evaluate)")
-    with path.open(newline="") as file:
-        return [
-            row | {"label": int(row["label"]), "score": float(row["score"])}
-            for row in csv.DictReader(file)
-        ]
+    text = io.StringIO(path.read_bytes().decode(), newline="")
+    return [
+        row | {"label": int(row["label"]), "score": float(row["score"])}
+        for row in csv.DictReader(text)
+    ]
 
 
 def worst_images(rows: list[dict[str, Any]], count: int) -> list[int]:
@@ -237,7 +238,7 @@ def calibrate(
 
 def read_thresholds(workdir: str | pathlib.Path) -> Thresholds | None:
     """The thresholds of a run's last evaluation; None where it has none."""
-    path = pathlib.Path(workdir) / "calibration.json"
+    path = to_path(workdir) / "calibration.json"
     if not path.is_file():
         return None
     calibration = json.loads(path.read_text())

@@ -11,6 +11,7 @@ from defect_jax.errors import UserError, require
 from defect_jax.evaluate import check_defect_fields, evaluate
 from defect_jax.methods import make_method
 from defect_jax.metrics import RULES
+from defect_jax.paths import to_path
 from defect_jax.train import check_batch_size, check_steps, train
 
 COUNTS = (
@@ -41,7 +42,7 @@ def run(
     Raises:
         UserError: see `open_run`, `train` and `evaluate`; or the folder holds runs of another kind.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = to_path(workdir)
     categories = datasets.categories(config)
     if config.data.one_model:
         results = _run_one_model(config, workdir, mode, categories)

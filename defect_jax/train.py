@@ -21,6 +21,7 @@ from defect_jax.devices import AXIS
 from defect_jax.errors import UserError
 from defect_jax.method import Batch, Method, Metrics, Phase, State
 from defect_jax.methods import make_method
+from defect_jax.paths import to_path
 
 # Long enough that dispatching costs nothing, short enough that a run can be stopped.
 _SECONDS_A_CALL = 1.0
@@ -37,7 +38,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Sta
     Raises:
         UserError: bad config or data, or a metric that is not finite.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = to_path(workdir)
     check_batch_size(config)
     method = make_method(config)
     last_step = phase_ends(config, method)[-1]

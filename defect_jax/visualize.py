@@ -5,6 +5,7 @@ number of them can be made anywhere, with or without a display. The line and are
 those of Okabe and Ito, "Color Universal Design" (2008), which the colour-blind tell apart.
 """
 
+import io
 import math
 import os
 import pathlib
@@ -20,6 +21,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from defect_jax import distributed
+from defect_jax.paths import to_path
 
 Curve = tuple[np.ndarray, np.ndarray]
 
@@ -393,11 +395,13 @@ def save(figure: Figure, path: str | pathlib.Path) -> None:
     """
     if not distributed.is_first():
         return
-    path = pathlib.Path(path)
+    path = to_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=figure.dpi)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        figure.savefig(partial, format="png", dpi=figure.dpi)
+        partial.write_bytes(buffer.getvalue())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
