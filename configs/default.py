@@ -75,7 +75,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.max_to_keep = 2
 
     config.eval = ml_collections.ConfigDict()
-    config.eval.batch_size = 16
+    config.eval.batch_size = 16  # of each process
     config.eval.min_log_odds = 0.0  # above which a segmenter calls a pixel defective
     config.eval.bootstrap_samples = 200
     config.eval.num_shown = 10

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import ml_collections
 import orbax.checkpoint as ocp
 
+from defect_jax import distributed
 from defect_jax.errors import UserError
 from defect_jax.method import Batch, Method, State
 from defect_jax.methods import make_method
+from defect_jax.paths import resolve, to_path
 
 # What may change between two starts of one run: where things lie and how often it reports, but
 # nothing that the parameters depend on.
@@ -100,7 +102,7 @@ def abstract_state(config: ml_collections.ConfigDict, method: Method) -> State:
 def manager(workdir: str | pathlib.Path, max_to_keep: int | None = None) -> ocp.CheckpointManager:
     """Orbax's manager of `<workdir>/checkpoints`."""
     return ocp.CheckpointManager(
-        pathlib.Path(workdir).resolve() / "checkpoints",
+        resolve(to_path(workdir)) / "checkpoints",
         options=ocp.CheckpointManagerOptions(max_to_keep=max_to_keep),
     )
 
@@ -137,7 +139,7 @@ def restore(workdir: str | pathlib.Path, abstract: State, step: int | None = Non
 
 def write_config(workdir: str | pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Writes `<workdir>/config.json`."""
-    write_json(pathlib.Path(workdir) / "config.json", config.to_dict())
+    write_json(to_path(workdir) / "config.json", config.to_dict())
 
 
 def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
@@ -146,7 +148,7 @@ def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
     Raises:
         UserError: there is none, or it is no JSON.
     """
-    path = pathlib.Path(workdir) / "config.json"
+    path = to_path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir} holds no run: no config.json there")
     try:
@@ -161,7 +163,7 @@ def check_same_run(
     stored: ml_collections.ConfigDict,
 ) -> None:
     """Raises UserError where two configs make different runs; says which fields differ."""
-    now, before = _flat(config.to_dict()), _flat(stored.to_dict())
+    now, before = flat(config.to_dict()), flat(stored.to_dict())
     differing = [
         f"{key} ({before.get(key, 'absent')} there, {now.get(key, 'absent')} now)"
         for key in sorted(now.keys() | before.keys())
@@ -174,8 +176,21 @@ def check_same_run(
         )
 
 
+def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """The fields of a nested dict by their paths, 'data.root'; tuples become lists."""
+    fields: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            fields |= flat(value, f"{prefix}{key}.")
+        else:
+            fields[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return fields
+
+
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes JSON so that a reader never sees half a file."""
+    """Writes JSON so that a reader never sees half a file; process 0 alone does."""
+    if not distributed.is_first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
@@ -188,16 +203,6 @@ def _check_images(image: jax.Array, shape: tuple[int, ...]) -> None:
             f"this run takes images uint8 [B, {', '.join(map(str, shape))}], found {image.dtype} "
             f"{list(image.shape)}: convert them"
         )
-
-
-def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
 
 
 def _tuples(value: Any) -> Any:

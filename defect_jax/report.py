@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from defect_jax import distributed
 from defect_jax.errors import UserError
 from defect_jax.method import Metrics
 
@@ -48,24 +49,32 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
     return rows
 
 
-class _NoEvents:
+class Silent:
+    """Writes nothing: without TensorBoard, and in processes that do not write."""
+
     def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
         pass
 
     def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
 
 @contextlib.contextmanager
 def tensorboard(workdir: str | pathlib.Path) -> Iterator[Any]:
-    """clu's writer of TensorBoard events into `workdir`; without TensorBoard, a silent one."""
+    """clu's writer of TensorBoard events into `workdir`; else a silent one."""
+    if not distributed.is_first():
+        yield Silent()
+        return
     try:
         # First, since clu imports TensorFlow too, with all that it prints.
         from defect_jax.data import tensorflow_quietly  # noqa: F401, I001
         from clu import metric_writers
     except ImportError as error:
         print(f"no TensorBoard events: {error}", flush=True)
-        yield _NoEvents()
+        yield Silent()
         return
     writer = metric_writers.SummaryWriter(str(workdir))
     try:

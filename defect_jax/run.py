@@ -1,15 +1,17 @@
 """One run, over one category or all, or one for each category."""
 
 import pathlib
+from typing import Any
 
 import ml_collections
 
-from defect_jax import checkpoint, visualize
+from defect_jax import __version__, checkpoint, distributed, meeting, visualize
 from defect_jax.data import datasets, pipeline
 from defect_jax.errors import UserError, require
 from defect_jax.evaluate import check_defect_fields, evaluate
 from defect_jax.methods import make_method
 from defect_jax.metrics import RULES
+from defect_jax.paths import to_path
 from defect_jax.train import check_batch_size, check_steps, train
 
 COUNTS = (
@@ -40,7 +42,7 @@ def run(
     Raises:
         UserError: see `open_run`, `train` and `evaluate`; or the folder holds runs of another kind.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = to_path(workdir)
     categories = datasets.categories(config)
     if config.data.one_model:
         results = _run_one_model(config, workdir, mode, categories)
@@ -53,6 +55,16 @@ def run(
     return results
 
 
+def settings(
+    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, mode: str
+) -> dict[str, Any]:
+    """What must be the same in all processes of a run: all but where each finds its images."""
+    fields = checkpoint.flat(config.copy_and_resolve_references().to_dict())
+    del fields["data.root"], fields["data.cache_dir"]
+    command = {"--workdir": str(workdir), "--mode": mode}
+    return {"defect_jax's version": __version__} | command | fields
+
+
 def open_run(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str
 ) -> ml_collections.ConfigDict:
@@ -63,26 +75,56 @@ def open_run(
 
     Raises:
         UserError: the folder holds a run of another config, or, in mode 'evaluate', none; or the
-            config or the data is bad, in which case nothing is written.
+            config or the data is bad, in which case nothing is written; or processes have other
+            images, or do not share the folder.
     """
     config = config.copy_and_resolve_references()
-    check(config)
+    # Process 0 alone looks, since it is the one that writes.
+    (stored, *_) = distributed.everywhere(
+        lambda: _read_stored(workdir, mode) if distributed.is_first() else None
+    )
+    digests = distributed.everywhere(lambda: _resolve(config, workdir, stored))
+    if len(set(digests)) > 1:
+        found = meeting.describe(dict(enumerate(digests)))
+        raise UserError(f"training images differ, by their digest ({found}): give all the same")
+    if stored is None:
+        distributed.everywhere(lambda: checkpoint.write_config(workdir, config))
+    distributed.everywhere(lambda: _check_shared(workdir))
+    return config
+
+
+def _read_stored(workdir: pathlib.Path, mode: str) -> ml_collections.ConfigDict | None:
+    """The config of the run that is there; None where a new one may begin."""
     if mode == "evaluate" or (workdir / "config.json").exists():
-        stored = checkpoint.read_config(workdir)
+        return checkpoint.read_config(workdir)
+    if (workdir / "checkpoints").exists():
+        raise UserError(f"{workdir} holds checkpoints but no config.json: use another workdir")
+    return None
+
+
+def _check_shared(workdir: pathlib.Path) -> None:
+    if not (workdir / "config.json").is_file():
+        raise UserError(f"{workdir} lacks the config.json that process 0 has there: share a folder")
+
+
+def _resolve(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    stored: ml_collections.ConfigDict | None,
+) -> str:
+    """Fills in what depends on the images; returns the digest of those to train on."""
+    check(config)
+    if stored is not None:
         config.data.validation_files = stored.data.validation_files
         config.data.train_digest = stored.data.train_digest
         # First of all, since another category's images would be missed among this one's.
         checkpoint.check_same_run(workdir, config, stored)
-        config.data.train_digest = datasets.check_splits(config)
-        checkpoint.check_same_run(workdir, config, stored)
-        return config
-    if (workdir / "checkpoints").exists():
-        raise UserError(f"{workdir} holds checkpoints but no config.json: use another workdir")
-    if not config.data.validation_files:
+    elif not config.data.validation_files:
         config.data.validation_files = datasets.draw_validation(config)
     config.data.train_digest = datasets.check_splits(config)
-    checkpoint.write_config(workdir, config)
-    return config
+    if stored is not None:
+        checkpoint.check_same_run(workdir, config, stored)
+    return config.data.train_digest
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -14,13 +14,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from clu import parameter_overview
 
-from defect_jax import checkpoint, devices, report, visualize
+from defect_jax import checkpoint, devices, distributed, report, visualize
 from defect_jax.data import crops, datasets, pipeline
 from defect_jax.data.examples import Examples
 from defect_jax.devices import AXIS
 from defect_jax.errors import UserError
 from defect_jax.method import Batch, Method, Metrics, Phase, State
 from defect_jax.methods import make_method
+from defect_jax.paths import to_path
 
 # Long enough that dispatching costs nothing, short enough that a run can be stopped.
 _SECONDS_A_CALL = 1.0
@@ -37,7 +38,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Sta
     Raises:
         UserError: bad config or data, or a metric that is not finite.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = to_path(workdir)
     check_batch_size(config)
     method = make_method(config)
     last_step = phase_ends(config, method)[-1]
@@ -48,7 +49,9 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Sta
             print(f"{workdir}: already trained to step {start}", flush=True)
             return state
         began = time.monotonic()
-        jsonl = report.JsonlWriter(workdir / "metrics.jsonl", start)
+        jsonl: Any = report.Silent()
+        if distributed.is_first():
+            jsonl = report.JsonlWriter(workdir / "metrics.jsonl", start)
         with report.tensorboard(workdir) as events:
             reporter = report.Reporter(
                 [jsonl, events], config.train.batch_size, last_step, config.train.log_every
@@ -192,7 +195,8 @@ def _init_or_restore(
         return checkpoint.restore(workdir, checkpoint.abstract_state(config, method), step)
     state = jax.jit(method.init)(jax.random.PRNGKey(config.seed), checkpoint.example_batch(config))
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
-    (workdir / "parameters.txt").write_text(overview + "\n")
+    if distributed.is_first():
+        (workdir / "parameters.txt").write_text(overview + "\n")
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(f"{config.method.name}: {count:,} parameters", flush=True)
     return state

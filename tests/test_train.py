@@ -156,13 +156,12 @@ def game(shrink):
     return config
 
 
-# The game normalises its smallest maps by eight numbers, which blows rounding up.
-@pytest.mark.parametrize(("name", "rate", "atol"), [("config", 0.1, 1e-5), ("game", 0.01, 2e-4)])
-def test_one_step_on_eight_devices_equals_one_step_on_one(name, rate, atol, request, tmp_path):
-    config = request.getfixturevalue(name).copy_and_resolve_references()
+def test_one_step_of_a_game_on_eight_devices_equals_one_step_on_one(game, tmp_path):
+    """Of a segmenter, and many steps: see test_distributed.py."""
+    config = game.copy_and_resolve_references()
     config.train.update(batch_size=8, num_steps=1)
     # Adam divides by the gradient's size, which blows rounding up where the gradient is zero.
-    config.optimizer.update(name="sgd", schedule="constant", learning_rate=rate, warmup_steps=0)
+    config.optimizer.update(name="sgd", schedule="constant", learning_rate=0.01, warmup_steps=0)
     results = []
     for devices in (1, 8):
         workdir = tmp_path / str(devices)
@@ -175,6 +174,7 @@ def test_one_step_on_eight_devices_equals_one_step_on_one(name, rate, atol, requ
     one, eight = results
     initial = jax.tree.leaves(initial_state(config).params)
     moved = [np.abs(one[f"arr_{n}"] - leaf).max() for n, leaf in enumerate(initial)]
+    atol = 2e-4  # the smallest maps are normalised by eight numbers, which blows rounding up
     assert max(moved) > 100 * atol
     assert (one["devices"], eight["devices"]) == (1, 8)
     for name in set(one.files) - {"devices"}:
