@@ -45,7 +45,7 @@ def test_gradient_step_descends_the_weighted_mean():
     params = {"w": jnp.float32(2.0)}
     state = make_state(params, sgd().init(params))
     batch = make_batch([1, 2, 3, 100], [1, 1, 1, 100], [1, 1, 1, 0])
-    state, metrics = run_step(steps.gradient_step(regression_loss, sgd()), state, batch)
+    state, metrics = run_step(steps.gradient_step(regression_loss, sgd(), 1), state, batch)
     errors = 2.0 * np.array([1, 2, 3]) - 1
     gradient = np.mean(2 * errors * np.array([1, 2, 3]))
     np.testing.assert_allclose(metrics["loss"], np.mean(errors**2), rtol=1e-6)
@@ -67,7 +67,7 @@ def test_adversarial_step_moves_each_player_down_its_own_loss():
     txs = {name: sgd() for name in params}
     state = make_state(params, {name: sgd().init(params[name]) for name in params})
     batch = make_batch([1, 3, 9], [0, 0, 0], [1, 1, 0])  # the mean of x is 2
-    state, metrics = run_step(steps.adversarial_step(game_losses, txs), state, batch)
+    state, metrics = run_step(steps.adversarial_step(game_losses, txs, 1), state, batch)
     np.testing.assert_allclose(state.params["generator"]["g"], 3 - 0.1 * 2 * 5, rtol=1e-6)
     np.testing.assert_allclose(state.params["discriminator"]["d"], 5 + 0.1 * 2 * 3, rtol=1e-6)
     np.testing.assert_allclose(metrics["generator_loss"], 30, rtol=1e-6)
