@@ -344,7 +344,7 @@ def _checksums(state: State) -> dict[str, str]:
     """The CRC-32 of each leaf's bytes, by its path."""
 
     def checksum(leaf: np.ndarray) -> str:
-        return f"{zlib.crc32(memoryview(np.ascontiguousarray(leaf).view(np.uint8))):08x}"
+        return f"{zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data):08x}"
 
     paths, leaves = zip(*_leaves(state), strict=True)
     with concurrent.futures.ThreadPoolExecutor() as pool:  # zlib lets other threads run
