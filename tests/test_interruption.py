@@ -66,7 +66,7 @@ def config(shrink, tmp_path):
         name="arrays", category="parts", root=str(tmp_path / "parts.npz"), image_size=(32, 32)
     )
     config.method.update(model="ssim_net", code_dim=8)
-    config.train.update(num_steps=120, log_every=10, checkpoint_every=10_000)
+    config.train.update(num_steps=40, log_every=4, checkpoint_every=10_000)
     return config
 
 
@@ -87,14 +87,14 @@ def test_sigterm_saves_exits_with_75_and_the_run_goes_on_in_the_same_bits(config
     with subprocess.Popen(
         command, cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        while "step 10/" not in process.stdout.readline():
+        while "step 4/" not in process.stdout.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         printed, errors = process.communicate()
     assert process.returncode == 75, errors
     assert "Traceback" not in errors
     (step,) = re.findall(r"^stopped at step (\d+), saved: start again", printed, re.M)
-    assert checkpoint.steps(workdir) == [int(step)] and 10 <= int(step) < 120
+    assert checkpoint.steps(workdir) == [int(step)] and 4 <= int(step) < 40
 
     def trained(folder):
         return train(run.open_run(config, folder, "train"), folder)
