@@ -62,8 +62,9 @@ def evaluate(
     workdir: str | pathlib.Path,
     split: str = "test",
     results_folder: str | pathlib.Path | None = None,
+    step: int | None = None,
 ) -> dict[str, Any]:
-    """Evaluates a run's last checkpoint.
+    """Evaluates a checkpoint of a run.
 
     Writes `calibration.json` (thresholds, from normal validation images only) and, into
     `eval/<split>/`, `metrics.json`, `images.csv`, of a segmenter `defects.csv` (see
@@ -76,6 +77,7 @@ def evaluate(
         workdir: the run's folder.
         split: 'test', 'validation' or 'train'.
         results_folder: where all this is written; None for the run's folder.
+        step: which checkpoint; None for the last one.
 
     Returns:
         What `metrics.json` holds: each metric's value under its name and its 95 % interval over
@@ -88,7 +90,7 @@ def evaluate(
     check_defect_fields(config)
     home = to_path(workdir if results_folder is None else results_folder)
     method = make_method(config)
-    state = checkpoint.restore(workdir, checkpoint.abstract_state(config, method))
+    state = checkpoint.restore(workdir, checkpoint.abstract_state(config, method), step)
     predict = make_predict(method, state)
     thresholds = calibrate(config, predict, home)
     examples = datasets.load_split(config, split)

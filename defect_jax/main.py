@@ -3,13 +3,16 @@
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from defect_jax import distributed, runtime
+from defect_jax import distributed, interruption, runtime
 from defect_jax.run import run, settings
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="The run's config file.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; made where there is none.")
 MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "evaluate"], "Train and then evaluate, or only evaluate."
+)
+STEP = flags.DEFINE_integer(
+    "step", None, "The checkpoint to go on from, or to evaluate; by default the last one."
 )
 ADDRESS = flags.DEFINE_string(
     "coordinator_address", None, "host:port of process 0, where nothing else announces several."
@@ -24,16 +27,18 @@ TIMEOUT = flags.DEFINE_integer(
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    logging.set_verbosity(logging.ERROR)  # Orbax and tfds tell their inner life at INFO
+    # Orbax and tfds tell their inner life at INFO, and what is raised anyway at ERROR.
+    logging.set_verbosity(logging.FATAL)
     workdir = str(WORKDIR.value)
     with distributed.ending_on_error():
         distributed.start(
             (ADDRESS.value, NUM_PROCESSES.value, PROCESS_ID.value),
             TIMEOUT.value,
-            settings(CONFIG.value, workdir, MODE.value),
+            settings(CONFIG.value, workdir, MODE.value, STEP.value),
         )
+        interruption.exit_on_signals()  # after jax.distributed, which has handlers of its own
         runtime.set_up()
-        run(CONFIG.value, workdir, MODE.value)
+        run(CONFIG.value, workdir, MODE.value, STEP.value)
 
 
 if __name__ == "__main__":

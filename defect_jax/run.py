@@ -18,23 +18,29 @@ COUNTS = (
     "train.num_steps",
     "train.log_every",
     "train.checkpoint_every",
+    "train.max_to_keep",
     "eval.batch_size",
     "eval.bootstrap_samples",
     "eval.num_shown",
     "eval.max_flagged_pixels",
 )
+ON_NONFINITE = ("stop", "skip")
 SHARES = ("image_quantile", "pixel_quantile", "unflagged_share")
 TABLE_KEYS = ["image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro_30", "iou", "dice"]
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, mode: str
+    config: ml_collections.ConfigDict,
+    workdir: str | pathlib.Path,
+    mode: str,
+    step: int | None = None,
 ) -> dict[str, dict]:
     """Trains (in mode 'train') and evaluates, and prints a table.
 
     With `config.data.category` 'all' there is one run for each category, in a sub-folder of its
     name, or with `config.data.one_model` one run over all, whose results for each category lie in
-    such a sub-folder; the table ends with their mean.
+    such a sub-folder; the table ends with their mean. Where `step` is not None, a run goes on from
+    the checkpoint of that step, or in mode 'evaluate' that one is evaluated, rather than the last.
 
     Returns:
         category -> what `evaluate` returns.
@@ -45,9 +51,9 @@ def run(
     workdir = to_path(workdir)
     categories = datasets.categories(config)
     if config.data.one_model:
-        results = _run_one_model(config, workdir, mode, categories)
+        results = _run_one_model(config, workdir, mode, categories, step)
     else:
-        results = _run_each(config, workdir, mode, categories)
+        results = _run_each(config, workdir, mode, categories, step)
     keys = [key for key in TABLE_KEYS if any(key in result for result in results.values())]
     print("\n" + visualize.results_table(results, keys), flush=True)
     if config.data.category == "all":
@@ -56,12 +62,12 @@ def run(
 
 
 def settings(
-    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, mode: str
+    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, mode: str, step: int | None
 ) -> dict[str, Any]:
     """What must be the same in all processes of a run: all but where each finds its images."""
     fields = checkpoint.flat(config.copy_and_resolve_references().to_dict())
     del fields["data.root"], fields["data.cache_dir"]
-    command = {"--workdir": str(workdir), "--mode": mode}
+    command = {"--workdir": str(workdir), "--mode": mode, "--step": step}
     return {"defect_jax's version": __version__} | command | fields
 
 
@@ -135,6 +141,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             "data.category to all, or data.one_model to False"
         )
     check_batch_size(config)
+    require(config.train.on_nonfinite, ON_NONFINITE, "train.on_nonfinite")
     pipeline.check(config)
     check_defect_fields(config)
     require(config.eval.threshold_rule, RULES, "eval.threshold_rule")
@@ -142,6 +149,12 @@ def check(config: ml_collections.ConfigDict) -> None:
         group, name = field.split(".")
         if config[group][name] < 1:
             raise UserError(f"{field} is {config[group][name]}: it must be at least 1")
+    period, kept = config.train.checkpoint_every, config.train.keep_every
+    if kept < 0 or kept % period:
+        raise UserError(
+            f"train.keep_every is {kept}: it must be 0 or a multiple of train.checkpoint_every, "
+            f"{period}"
+        )
     for field in SHARES:
         if not 0 < config.eval[field] <= 1:
             raise UserError(f"eval.{field} is {config.eval[field]}: it must lie in (0, 1]")
@@ -149,7 +162,11 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def _run_each(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str, categories: list[str]
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    mode: str,
+    categories: list[str],
+    step: int | None,
 ) -> dict[str, dict]:
     if config.data.category == "all" and (workdir / "config.json").exists():
         if checkpoint.read_config(workdir).data.category == "all":
@@ -165,13 +182,17 @@ def _run_each(
         folder = workdir / category if config.data.category == "all" else workdir
         one = open_run(one, folder, mode)
         if mode == "train":
-            train(one, folder)
-        results[category] = evaluate(one, folder)
+            train(one, folder, step)
+        results[category] = evaluate(one, folder, step=step if mode == "evaluate" else None)
     return results
 
 
 def _run_one_model(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str, categories: list[str]
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    mode: str,
+    categories: list[str],
+    step: int | None,
 ) -> dict[str, dict]:
     if any((workdir / category / "config.json").exists() for category in categories):
         raise UserError(
@@ -180,10 +201,13 @@ def _run_one_model(
         )
     config = open_run(config, workdir, mode)
     if mode == "train":
-        train(config, workdir)
+        train(config, workdir, step)
     return {
         category: evaluate(
-            datasets.of_category(config, category), workdir, results_folder=workdir / category
+            datasets.of_category(config, category),
+            workdir,
+            results_folder=workdir / category,
+            step=step if mode == "evaluate" else None,
         )
         for category in categories
     }

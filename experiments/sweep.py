@@ -28,7 +28,6 @@ import pathlib
 import platform
 import re
 import runpy
-import signal
 import statistics
 import sys
 import time
@@ -44,7 +43,7 @@ from ml_collections import config_flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from defect_jax import checkpoint, report, runtime
+from defect_jax import checkpoint, interruption, report, runtime
 from defect_jax.data import datasets
 from defect_jax.errors import UserError
 from defect_jax.methods import make_method
@@ -366,14 +365,10 @@ def share_devices(jobs: int) -> None:
 
 
 def set_up() -> None:
-    logging.set_verbosity(logging.ERROR)  # Orbax and tfds tell their inner life at INFO
+    # Orbax and tfds tell their inner life at INFO, and what is raised anyway at ERROR.
+    logging.set_verbosity(logging.FATAL)
     runtime.set_up()
-    signal.signal(signal.SIGTERM, stop)
-
-
-def stop(*_) -> None:
-    """Ends the process with the status that schedulers take for 'try again'."""
-    sys.exit(os.EX_TEMPFAIL)
+    interruption.exit_on_signals()
 
 
 # ---------------------------------------------------------------------------------- results

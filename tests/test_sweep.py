@@ -197,13 +197,14 @@ def test_a_file_system_without_locks_is_one_line(module, arguments, tmp_path, mo
 
 def test_sigterm_asks_for_another_start(module, monkeypatch):
     monkeypatch.setattr(module.runtime, "set_up", lambda: None)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         module.prepare()
         with pytest.raises(SystemExit) as stopped:
             signal.raise_signal(signal.SIGTERM)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert stopped.value.code == 75
 
 

@@ -3,21 +3,26 @@
 import gzip
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
 from configs import bsdata_unet, mvtec_autoencoder, mvtec_ganomaly, quickstart
-from defect_jax import checkpoint, report, run, steps
+from defect_jax import checkpoint, report, run, steps, watch
 from defect_jax.errors import UserError
 from defect_jax.method import Method, Phase, State
 from defect_jax.methods import make_method
-from defect_jax.train import parallel_steps, phase_ends, shard, train
+from defect_jax.train import _Call, _watched, parallel_steps, phase_ends, shard, train
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +30,8 @@ def config(shrink):
     """A U-Net, which has BatchNorm, random views and an average of the parameters."""
     config = shrink(bsdata_unet.get_config())
     config.method.depth = 1
-    config.train.update(num_steps=6, checkpoint_every=2, log_every=2)
+    # Lines of the log and checkpoints fall on different steps.
+    config.train.update(num_steps=6, checkpoint_every=2, log_every=3)
     return config
 
 
@@ -50,8 +56,6 @@ def test_a_run_ends_in_the_same_bits_wherever_its_images_lie(config, finished, t
 def test_a_run_ends_in_the_same_bits_however_many_steps_a_call_takes(
     config, finished, tmp_path, monkeypatch
 ):
-    config = config.copy_and_resolve_references()
-    config.train.log_every = 3
     monkeypatch.setattr("defect_jax.train._SECONDS_A_CALL", 1e9)
     assert_same_bits(train(run.open_run(config, tmp_path, "train"), tmp_path), finished[1])
 
@@ -63,12 +67,24 @@ def test_a_resumed_run_ends_in_the_same_bits(config, finished, tmp_path, stop):
         patch.setattr(report.Reporter, "add", dying_after(stop))
         with pytest.raises(RuntimeError, match="the machine died"):
             train(opened, tmp_path)
-    with checkpoint.manager(tmp_path) as checkpoints:
-        assert checkpoints.latest_step() == stop
+    assert checkpoint.steps(tmp_path)[-1] == stop
     resumed = train(run.open_run(config, tmp_path, "train"), tmp_path)
     assert_same_bits(resumed, finished[1])
-    logged = [row["step"] for row in report.read_metrics(tmp_path / "metrics.jsonl")]
-    assert logged == [row["step"] for row in report.read_metrics(finished[0] / "metrics.jsonl")]
+    assert_same_log(tmp_path, finished[0])
+
+
+def assert_same_log(a, b):
+    """But for speed and memory; and TensorBoard shows what the log does, once."""
+    measured = ("images_per_second", "images_per_second_per_device", "peak_memory_gib")
+    logs = [report.read_metrics(folder / "metrics.jsonl") for folder in (a, b)]
+    without = [[{k: v for k, v in row.items() if k not in measured} for row in log] for log in logs]
+    assert without[0] == without[1]
+    events = EventAccumulator(str(a)).Reload()
+    for name in ("loss", "learning_rate"):
+        shown = [(event.step, float(make_ndarray(event.tensor_proto))) for event in
+                 events.Tensors(name)]  # fmt: skip
+        assert shown == [(row["step"], np.float32(row[name])) for row in logs[0]]
+    assert events.Tags()["images"] or "training" in events.Tags()["tensors"]
 
 
 def dying_after(last_step: int):
@@ -80,6 +96,51 @@ def dying_after(last_step: int):
         add(self, step, metrics, count)
 
     return add_or_die
+
+
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_in_the_same_bits(
+    config, finished, tmp_path, monkeypatch, capsys
+):
+    add, handler = report.Reporter.add, signal.getsignal(signal.SIGTERM)
+
+    def add_and_ask(self, step, metrics, count):
+        if step == 5 and resumed is None:
+            signal.raise_signal(signal.SIGTERM)
+        add(self, step, metrics, count)
+
+    resumed = None
+    monkeypatch.setattr(report.Reporter, "add", add_and_ask)
+    monkeypatch.setattr("defect_jax.train._SECONDS_A_CALL", 0)  # a step
+    with pytest.raises(SystemExit) as stopped:
+        train(run.open_run(config, tmp_path, "train"), tmp_path)
+    assert stopped.value.code == 75
+    assert "stopped at step 5, saved" in capsys.readouterr().out
+    assert checkpoint.steps(tmp_path) == [4, 5]
+    assert signal.getsignal(signal.SIGTERM) == handler
+    resumed = train(run.open_run(config, tmp_path, "train"), tmp_path)
+    assert_same_bits(resumed, finished[1])
+    assert_same_log(tmp_path, finished[0])
+
+
+def test_a_run_that_died_before_its_figure_draws_it(config, finished, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    (workdir / "training.png").unlink()
+    assert_same_bits(train(run.open_run(config, workdir, "train"), workdir), finished[1])
+    assert (workdir / "training.png").is_file()
+    assert_same_log(workdir, finished[0])
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(config, finished, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    for path in (workdir / "checkpoints/6/state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"checkpoints/6 cannot be restored: .*--step=4 takes"):
+        train(run.open_run(config, workdir, "train"), workdir)
+    resumed = train(run.open_run(config, workdir, "train"), workdir, step=4)
+    assert_same_bits(resumed, finished[1])
+    assert_same_log(workdir, finished[0])
+    assert (workdir / "given_up/0_step_6").is_dir()
 
 
 def test_a_finished_run_is_left_alone(config, finished, capsys):
@@ -95,8 +156,11 @@ def test_a_run_folder_holds_what_others_rely_on(finished):
     stored = json.loads((workdir / "config.json").read_text())
     assert stored["method"]["model"] == "unet" and stored["train"]["num_steps"] == 6
     rows = report.read_metrics(workdir / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [2, 4, 6]
-    assert {"loss", "learning_rate", "gradient_norm", "images_per_second"} <= rows[0].keys()
+    assert [row["step"] for row in rows] == [3, 6]
+    assert {"loss", "learning_rate", "gradient_norm"} <= rows[0].keys()
+    rates = [row["images_per_second"] for row in rows]
+    assert [row["images_per_second_per_device"] * jax.device_count() for row in rows] == rates
+    assert 0.01 < rows[0]["peak_memory_gib"] <= rows[1]["peak_memory_gib"]
     assert list(workdir.glob("events.out.tfevents.*"))
     assert "Conv_0/kernel" in (workdir / "parameters.txt").read_text()
     assert (workdir / "training.png").stat().st_size > 1000
@@ -193,9 +257,49 @@ def test_nan_stops_the_run_names_the_step_and_keeps_the_last_checkpoint(config, 
         patch.setattr("defect_jax.train.make_method", poisoned_at(5))
         with pytest.raises(UserError, match=r"loss.* not finite at step 5.*checkpoint kept"):
             train(opened, tmp_path)
-    with checkpoint.manager(tmp_path) as checkpoints:
-        assert checkpoints.latest_step() == 4
+    assert checkpoint.steps(tmp_path)[-1] == 4
     assert np.isfinite(jax.tree.leaves(checkpoint.load_run(tmp_path).state.params)[0]).all()
+
+
+@pytest.fixture
+def skipping(config, tmp_path, monkeypatch):
+    """Opens a run of a method that counts its steps, some of which have no finite loss."""
+
+    def skipping(*bad: int):
+        opened = config.copy_and_resolve_references()
+        opened.train.update(on_nonfinite="skip", log_every=2, checkpoint_every=2, max_to_keep=9)
+        monkeypatch.setattr("defect_jax.train.make_method", lambda config: nan_at(*bad))
+        checkpoint.write_config(tmp_path, opened)
+        return opened
+
+    return skipping
+
+
+def nan_at(*steps: int):
+    def init(rng, batch):
+        zero = jnp.zeros((), jnp.int32)
+        return State(zero, rng, {"w": jnp.zeros(())}, {}, (), {})
+
+    def train_step(state, batch):
+        step = state.step + 1
+        new = state.replace(step=step, params={"w": state.params["w"] + 1})
+        return new, {"loss": jnp.where(jnp.isin(step, jnp.array(steps)), jnp.nan, step)}
+
+    return Method(init, (Phase(train_step),), None)
+
+
+def test_a_step_that_is_not_finite_can_be_skipped(skipping, tmp_path):
+    state = train(skipping(3, 6), tmp_path)
+    assert (state.step, state.params["w"]) == (6, 4)
+    rows = report.read_metrics(tmp_path / "metrics.jsonl")
+    assert [(row["loss"], row["skipped"]) for row in rows] == [(1.5, 0), (4, 1), (5, 1)]
+
+
+def test_a_run_of_which_every_step_is_skipped_is_stopped(skipping, tmp_path):
+    opened = skipping(3, 4)
+    with pytest.raises(UserError, match=r"not finite at any of the 2 steps to 4: .* is stopped"):
+        train(opened, tmp_path)
+    assert checkpoint.steps(tmp_path) == [2]
 
 
 def poisoned_at(step: int):
@@ -329,6 +433,22 @@ def test_training_from_arrays_needs_no_tensorflow(shrink, tmp_path):
     assert (tmp_path / "run/eval/test/overlays/sheet.png").is_file()
 
 
+def test_a_stalled_pipeline_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(watch, "_PATIENCE", 0.0)
+    monkeypatch.setattr(watch, "_LOOK_EVERY", 0.01)
+    told = ""
+
+    def calls():
+        nonlocal told
+        yield _Call(None, None, None, 7)
+        while "step 127" not in told:
+            time.sleep(0.01)
+            told += capsys.readouterr().out
+
+    assert len(list(_watched(calls(), 120))) == 1
+    assert re.search(r"^step 127: waiting \d s for the next batch \(data pipeline\)$", told, re.M)
+
+
 @pytest.mark.parametrize("batch_size", [0, 3])
 def test_a_batch_that_the_devices_do_not_divide_is_an_error(config, tmp_path, batch_size):
     config = config.copy_and_resolve_references()
@@ -337,6 +457,14 @@ def test_a_batch_that_the_devices_do_not_divide_is_an_error(config, tmp_path, ba
         patch.setattr(jax, "device_count", lambda: 2)
         with pytest.raises(UserError, match=f"train.batch_size is {batch_size}.*multiple of 2"):
             train(config, tmp_path)
+
+
+@pytest.mark.parametrize("accumulate", [0, 3])
+def test_parts_that_do_not_divide_a_device_s_examples_are_an_error(config, tmp_path, accumulate):
+    config = config.copy_and_resolve_references()
+    config.train.accumulate = accumulate
+    with pytest.raises(UserError, match=f"train.accumulate is {accumulate}, which does not divide"):
+        run.run(config, tmp_path, "train")
 
 
 def test_another_config_does_not_touch_a_run(config, finished):
