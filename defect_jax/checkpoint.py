@@ -212,12 +212,18 @@ def restore_rows(workdir: str | pathlib.Path, step: int) -> list[dict[str, float
         return _read_record(checkpoints, step)["rows"]
 
 
-def give_up_after(checkpoints: ocp.CheckpointManager, step: int) -> None:
+def went_back_to(workdir: str | pathlib.Path) -> int | None:
+    """The step that `go_back` went to last; None where it never did."""
+    path = _given_up(workdir) / "back_to.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def go_back(checkpoints: ocp.CheckpointManager, step: int) -> None:
     """Moves the checkpoints after `step` to `<workdir>/given_up`, so that it is the last one."""
     later = sorted(other for other in checkpoints.all_steps() if other > step)
-    if not later:
-        return
-    distributed.everywhere(lambda: _give_up(checkpoints, later) if distributed.is_first() else None)
+    distributed.everywhere(
+        lambda: _give_up(checkpoints, later, step) if distributed.is_first() else None
+    )
     checkpoints.reload()
 
 
@@ -281,13 +287,19 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     partial.replace(path)
 
 
-def _give_up(checkpoints: ocp.CheckpointManager, steps: list[int]) -> None:
-    folder = checkpoints.directory.parent / "given_up"
+def _give_up(checkpoints: ocp.CheckpointManager, steps: list[int], back_to: int) -> None:
+    folder = _given_up(checkpoints.directory.parent)
     folder.mkdir(exist_ok=True)
-    taken = len(list(folder.iterdir()))  # the same step may be given up again
+    taken = len(list(folder.glob("*_step_*")))  # the same step may be given up again
     for number, step in enumerate(steps, taken):
         (checkpoints.directory / str(step)).rename(folder / f"{number}_step_{step}")
-    print(f"{folder}: the checkpoints of steps {steps} lie there now", flush=True)
+    if steps:
+        print(f"{folder}: the checkpoints of steps {steps} lie there now", flush=True)
+    write_json(folder / "back_to.json", back_to)  # last, as all is done then
+
+
+def _given_up(workdir: str | pathlib.Path) -> pathlib.Path:
+    return to_path(workdir) / "given_up"
 
 
 def _folder(workdir: str | pathlib.Path) -> pathlib.Path:

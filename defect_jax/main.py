@@ -12,7 +12,7 @@ MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "evaluate"], "Train and then evaluate, or only evaluate."
 )
 STEP = flags.DEFINE_integer(
-    "step", None, "The checkpoint to go on from, or to evaluate; by default the last one."
+    "step", None, "The checkpoint to go back to, once, or to evaluate; by default the last one."
 )
 ADDRESS = flags.DEFINE_string(
     "coordinator_address", None, "host:port of process 0, where nothing else announces several."

@@ -47,7 +47,7 @@ def train(
         workdir: the run's folder; gets `checkpoints/`, `metrics.jsonl`, TensorBoard events,
             `parameters.txt` and `training.png`.
         step: from which checkpoint to go on rather than the last; later ones are moved to
-            `given_up/`.
+            `given_up/`. Once: a run that was stopped goes on from its last one, with the same step.
 
     Raises:
         UserError: bad config or data, a checkpoint that cannot be read or written, or a metric
@@ -230,13 +230,14 @@ def _init_or_restore(
     step: int | None,
 ) -> tuple[State, list[dict[str, float]]]:
     """The state, and the metrics of the steps since the last line of the log."""
-    if step is None:
-        step = checkpoints.latest_step()
-    if step is not None:
-        state = checkpoint.restore(workdir, checkpoint.abstract_state(config, method), step)
-        checkpoint.give_up_after(checkpoints, step)
-        print(f"{workdir}: going on from step {step}", flush=True)
-        return state, checkpoint.restore_rows(workdir, step)
+    step = _asked_for(workdir, step)
+    start = checkpoints.latest_step() if step is None else step
+    if start is not None:
+        state = checkpoint.restore(workdir, checkpoint.abstract_state(config, method), start)
+        if step is not None:
+            checkpoint.go_back(checkpoints, step)
+        print(f"{workdir}: going on from step {start}", flush=True)
+        return state, checkpoint.restore_rows(workdir, start)
     state = jax.jit(method.init)(jax.random.PRNGKey(config.seed), checkpoint.example_batch(config))
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     if distributed.is_first():
@@ -244,6 +245,20 @@ def _init_or_restore(
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(f"{config.method.name}: {count:,} parameters", flush=True)
     return state, []
+
+
+def _asked_for(workdir: pathlib.Path, step: int | None) -> int | None:
+    """The step to go back to; None where there is none, or the run has gone back to it before."""
+    # All look before the first process changes what is there.
+    (before, *_) = distributed.everywhere(lambda: checkpoint.went_back_to(workdir))
+    if step is None or step != before:
+        return step
+    print(
+        f"{workdir}: has gone back to step {step} before and does not again; to have it do so, "
+        "remove given_up/back_to.json",
+        flush=True,
+    )
+    return None
 
 
 def _run_phases(

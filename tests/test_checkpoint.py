@@ -174,11 +174,12 @@ def test_what_was_left_half_saved_is_removed_and_never_counted(workdir):
 def test_later_checkpoints_are_given_up_but_not_lost(workdir, abstract):
     for _ in range(2):
         with checkpoint.manager(workdir, 9, 0) as checkpoints:
-            checkpoint.give_up_after(checkpoints, 1)
+            checkpoint.go_back(checkpoints, 1)
             assert checkpoints.latest_step() == 1
             checkpoint.save(checkpoints, make_state(2), [])
     given_up = sorted(path.name for path in (workdir / "given_up").iterdir())
-    assert given_up == ["0_step_2", "1_step_2"]
+    assert given_up == ["0_step_2", "1_step_2", "back_to.json"]
+    assert checkpoint.went_back_to(workdir) == 1
     shutil.rmtree(workdir / "checkpoints/2")
     (workdir / "given_up/0_step_2").rename(workdir / "checkpoints/2")
     assert_holds(workdir, abstract, 2)

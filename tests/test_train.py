@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 
 from configs import bsdata_unet, mvtec_autoencoder, mvtec_ganomaly, quickstart
-from defect_jax import checkpoint, report, run, steps, watch
+from defect_jax import checkpoint, interruption, report, run, steps, watch
 from defect_jax.errors import UserError
 from defect_jax.method import Method, Phase, State
 from defect_jax.methods import make_method
@@ -141,6 +141,22 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(config, finished
     assert_same_bits(resumed, finished[1])
     assert_same_log(workdir, finished[0])
     assert (workdir / "given_up/0_step_6").is_dir()
+
+
+def test_a_run_goes_back_to_a_step_but_once(config, finished, tmp_path, capsys):
+    """As a scheduler starts it again with the same flags, and it would never end."""
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    opened = run.open_run(config, workdir, "train")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("defect_jax.train._SECONDS_A_CALL", 0)
+        patch.setattr(interruption, "asked", lambda: True)
+        with pytest.raises(SystemExit):
+            train(opened, workdir, step=4)
+    assert checkpoint.steps(workdir) == [4, 5]
+    assert_same_bits(train(opened, workdir, step=4), finished[1])
+    printed = capsys.readouterr().out
+    assert "going on from step 4" in printed and "going on from step 5" in printed
+    assert [path.name for path in (workdir / "given_up").glob("*step*")] == ["0_step_6"]
 
 
 def test_a_finished_run_is_left_alone(config, finished, capsys):
