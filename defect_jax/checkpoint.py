@@ -122,12 +122,20 @@ def manager(
         max_to_keep: how many of the last checkpoints stay.
         keep_every: those of its multiples stay too; 0 for none.
     """
+    if not distributed.is_first():
+        with _reader(workdir) as checkpoints:
+            yield checkpoints
+        return
+    folder = _folder(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
     checkpoints = ocp.CheckpointManager(
-        _folder(workdir),
+        folder,
         options=ocp.CheckpointManagerOptions(
+            create=False,
             max_to_keep=max_to_keep,
             keep_period=keep_every or None,
             cleanup_tmp_directories=True,
+            multiprocessing_options=_alone(),
             # Else Orbax's threads wait for minutes for a folder that cannot be made.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         ),
@@ -142,6 +150,8 @@ def manager(
 def save(checkpoints: ocp.CheckpointManager, state: State, rows: list[dict[str, float]]) -> None:
     """Saves the state under its step; returns once it is copied, and writes it meanwhile.
 
+    Of several processes the first saves.
+
     Args:
         checkpoints: of the run's folder, which has its config.
         state: of one copy to its caller.
@@ -150,22 +160,7 @@ def save(checkpoints: ocp.CheckpointManager, state: State, rows: list[dict[str, 
     Raises:
         UserError: this checkpoint cannot be begun, or the one before it could not be written.
     """
-    state = jax.device_get(state)
-    record = {
-        "config": _fingerprint(read_config(checkpoints.directory.parent)),
-        "leaves": _describe(state),
-        "sums": _checksums(state),
-        "rows": rows,
-    }
-    step = int(state.step)
-    with _writing(checkpoints), watch.waiting(step, watch.STORAGE):
-        checkpoints.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                record=ocp.args.JsonSave(record | {"digest": _digest(record)}),
-            ),
-        )
+    _first_writes(int(state.step), checkpoints, lambda: _save(checkpoints, state, rows))
 
 
 def wait(checkpoints: ocp.CheckpointManager, step: int) -> None:
@@ -174,8 +169,7 @@ def wait(checkpoints: ocp.CheckpointManager, step: int) -> None:
     Raises:
         UserError: it could not be.
     """
-    with _writing(checkpoints), watch.waiting(step, watch.STORAGE):
-        checkpoints.wait_until_finished()
+    _first_writes(step, checkpoints, checkpoints.wait_until_finished)
 
 
 def steps(workdir: str | pathlib.Path) -> list[int]:
@@ -220,9 +214,8 @@ def went_back_to(workdir: str | pathlib.Path) -> int | None:
 
 def go_back(checkpoints: ocp.CheckpointManager, step: int) -> None:
     """Moves the checkpoints after `step` to `<workdir>/given_up`, so that it is the last one."""
-    later = sorted(other for other in checkpoints.all_steps() if other > step)
     distributed.everywhere(
-        lambda: _give_up(checkpoints, later, step) if distributed.is_first() else None
+        lambda: _give_up_after(checkpoints, step) if distributed.is_first() else None
     )
     checkpoints.reload()
 
@@ -287,15 +280,47 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     partial.replace(path)
 
 
-def _give_up(checkpoints: ocp.CheckpointManager, steps: list[int], back_to: int) -> None:
+def _save(checkpoints: ocp.CheckpointManager, state: State, rows: list[dict[str, float]]) -> None:
+    state = jax.device_get(state)
+    record = {
+        "config": _fingerprint(read_config(checkpoints.directory.parent)),
+        "leaves": _describe(state),
+        "sums": _checksums(state),
+        "rows": rows,
+    }
+    checkpoints.save(
+        int(state.step),
+        args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            record=ocp.args.JsonSave(record | {"digest": _digest(record)}),
+        ),
+    )
+
+
+def _first_writes(
+    step: int, checkpoints: ocp.CheckpointManager, write: Callable[[], object]
+) -> None:
+    """Has the first process write, while the others wait to hear whether it could."""
+
+    def task() -> None:
+        if distributed.is_first():
+            with _writing(checkpoints):
+                write()
+
+    with watch.waiting(step, watch.STORAGE):
+        distributed.everywhere(task)
+
+
+def _give_up_after(checkpoints: ocp.CheckpointManager, step: int) -> None:
+    later = sorted(other for other in checkpoints.all_steps() if other > step)
     folder = _given_up(checkpoints.directory.parent)
     folder.mkdir(exist_ok=True)
     taken = len(list(folder.glob("*_step_*")))  # the same step may be given up again
-    for number, step in enumerate(steps, taken):
-        (checkpoints.directory / str(step)).rename(folder / f"{number}_step_{step}")
-    if steps:
-        print(f"{folder}: the checkpoints of steps {steps} lie there now", flush=True)
-    write_json(folder / "back_to.json", back_to)  # last, as all is done then
+    for number, other in enumerate(later, taken):
+        (checkpoints.directory / str(other)).rename(folder / f"{number}_step_{other}")
+    if later:
+        print(f"{folder}: the checkpoints of steps {later} lie there now", flush=True)
+    write_json(folder / "back_to.json", step)  # last, as all is done then
 
 
 def _given_up(workdir: str | pathlib.Path) -> pathlib.Path:
@@ -306,10 +331,18 @@ def _folder(workdir: str | pathlib.Path) -> pathlib.Path:
     return resolve(to_path(workdir)) / "checkpoints"
 
 
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Each process reads, and the first writes, without waiting for what others do or fail to."""
+    number = jax.process_index()
+    return ocp.options.MultiprocessingOptions(number, {number}, f"process_{number}")
+
+
 @contextlib.contextmanager
 def _reader(workdir: str | pathlib.Path) -> Iterator[ocp.CheckpointManager]:
     """A manager that changes nothing."""
-    options = ocp.CheckpointManagerOptions(create=False, enable_async_checkpointing=False)
+    options = ocp.CheckpointManagerOptions(
+        create=False, enable_async_checkpointing=False, multiprocessing_options=_alone()
+    )
     with ocp.CheckpointManager(_folder(workdir), options=options) as checkpoints:
         yield checkpoints
 

@@ -1,6 +1,6 @@
 """From flags to runs: `python -m defect_jax.main --config=FILE --workdir=FOLDER`."""
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from defect_jax import distributed, interruption, runtime
@@ -27,8 +27,7 @@ TIMEOUT = flags.DEFINE_integer(
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    # Orbax and tfds tell their inner life at INFO, and what is raised anyway at ERROR.
-    logging.set_verbosity(logging.FATAL)
+    runtime.quieten()
     workdir = str(WORKDIR.value)
     with distributed.ending_on_error():
         distributed.start(

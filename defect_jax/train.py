@@ -230,12 +230,11 @@ def _init_or_restore(
     step: int | None,
 ) -> tuple[State, list[dict[str, float]]]:
     """The state, and the metrics of the steps since the last line of the log."""
-    step = _asked_for(workdir, step)
-    start = checkpoints.latest_step() if step is None else step
+    start, back = _start(workdir, checkpoints, step)
     if start is not None:
         state = checkpoint.restore(workdir, checkpoint.abstract_state(config, method), start)
-        if step is not None:
-            checkpoint.go_back(checkpoints, step)
+        if back:
+            checkpoint.go_back(checkpoints, start)
         print(f"{workdir}: going on from step {start}", flush=True)
         return state, checkpoint.restore_rows(workdir, start)
     state = jax.jit(method.init)(jax.random.PRNGKey(config.seed), checkpoint.example_batch(config))
@@ -247,18 +246,24 @@ def _init_or_restore(
     return state, []
 
 
-def _asked_for(workdir: pathlib.Path, step: int | None) -> int | None:
-    """The step to go back to; None where there is none, or the run has gone back to it before."""
-    # All look before the first process changes what is there.
-    (before, *_) = distributed.everywhere(lambda: checkpoint.went_back_to(workdir))
-    if step is None or step != before:
-        return step
+def _start(
+    workdir: pathlib.Path, checkpoints: ocp.CheckpointManager, step: int | None
+) -> tuple[int | None, bool]:
+    """The checkpoint to go on from, None where there is none, and whether it is gone back to."""
+    # As the first process sees it, before it changes anything.
+    ((last, before), *_) = distributed.everywhere(
+        lambda: (checkpoints.latest_step(), checkpoint.went_back_to(workdir))
+    )
+    if step is None:
+        return last, False
+    if step != before:
+        return step, True
     print(
         f"{workdir}: has gone back to step {step} before and does not again; to have it do so, "
         "remove given_up/back_to.json",
         flush=True,
     )
-    return None
+    return last, False
 
 
 def _run_phases(

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pathlib
-import resource
 import shutil
 import tempfile
 
@@ -186,17 +185,6 @@ def test_later_checkpoints_are_given_up_but_not_lost(workdir, abstract):
 
 
 @contextlib.contextmanager
-def full_disk(bytes_left: int):
-    """No file grows beyond so many bytes: writing fails, as the kernel says."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@contextlib.contextmanager
 def read_only(folder: pathlib.Path):
     """Nothing can be written there, by root neither, who acts as another user meanwhile."""
     for path in (folder, *folder.rglob("*")):
@@ -226,7 +214,7 @@ def assert_cannot_write(workdir, abstract, obstacle):
     assert_holds(workdir, abstract, 3)
 
 
-def test_a_full_disk_is_told_and_the_last_checkpoint_is_whole(workdir, abstract):
+def test_a_full_disk_is_told_and_the_last_checkpoint_is_whole(workdir, abstract, full_disk):
     assert_cannot_write(workdir, abstract, full_disk(8192))
 
 

@@ -1,5 +1,6 @@
 """The loop: resuming, devices, and what stops a run."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -60,14 +61,13 @@ def test_a_run_ends_in_the_same_bits_however_many_steps_a_call_takes(
     assert_same_bits(train(run.open_run(config, tmp_path, "train"), tmp_path), finished[1])
 
 
-@pytest.mark.parametrize("stop", [2, 4])
-def test_a_resumed_run_ends_in_the_same_bits(config, finished, tmp_path, stop):
+def test_a_resumed_run_ends_in_the_same_bits(config, finished, tmp_path):
     opened = run.open_run(config, tmp_path, "train")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report.Reporter, "add", dying_after(stop))
+        patch.setattr(report.Reporter, "add", dying_after(4))
         with pytest.raises(RuntimeError, match="the machine died"):
             train(opened, tmp_path)
-    assert checkpoint.steps(tmp_path)[-1] == stop
+    assert checkpoint.steps(tmp_path)[-1] == 4
     resumed = train(run.open_run(config, tmp_path, "train"), tmp_path)
     assert_same_bits(resumed, finished[1])
     assert_same_log(tmp_path, finished[0])
@@ -120,6 +120,30 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_in_the_same_bits(
     resumed = train(run.open_run(config, tmp_path, "train"), tmp_path)
     assert_same_bits(resumed, finished[1])
     assert_same_log(tmp_path, finished[0])
+
+
+def test_a_run_says_that_the_disk_is_full_and_goes_on_once_it_is_not(
+    config, finished, tmp_path, full_disk
+):
+    add, workdir = report.Reporter.add, tmp_path / "run"
+
+    def fill_and_add(self, step, metrics, count):
+        if step == 3:
+            while checkpoint.steps(workdir) != [2]:
+                time.sleep(0.01)
+            stack.enter_context(full_disk(4096))
+        add(self, step, metrics, count)
+
+    opened = run.open_run(config, workdir, "train")
+    message = r"no checkpoint can be written to .* whole are those of steps \[2\]: see to the disk"
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        patch.setattr(report.Reporter, "add", fill_and_add)
+        with pytest.raises(UserError, match=message):
+            train(opened, workdir)
+    # Without what threads of this process still try to write.
+    whole = shutil.copytree(workdir, tmp_path / "whole", ignore=shutil.ignore_patterns("*-tmp"))
+    assert_same_bits(train(opened, whole), finished[1])
+    assert_same_log(whole, finished[0])
 
 
 def test_a_run_that_died_before_its_figure_draws_it(config, finished, tmp_path):
