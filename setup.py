@@ -53,6 +53,7 @@ setuptools.setup(
         ],
         "bench": ["scikit-learn>=1.6.0", "torch>=2.7.0"],
         "gpu": ["jax[cuda12]>=0.10.2"],
+        "gs": ["google-cloud-storage>=2.18.0", "google-cloud-storage-control>=1.0.0"],
         "tpu": ["jax[tpu]>=0.10.2"],
         "notebook": ["ipykernel>=6.29.0", "jupyterlab>=4.3.0"],
     },

@@ -23,7 +23,7 @@ from defect_jax import distributed, watch
 from defect_jax.errors import UserError
 from defect_jax.method import Batch, Method, State
 from defect_jax.methods import make_method
-from defect_jax.paths import resolve, to_path
+from defect_jax.paths import is_remote, resolve, to_path
 
 # What may change between two starts of one run: where things lie and how often it reports, but
 # nothing that the parameters depend on.
@@ -328,6 +328,13 @@ def _given_up(workdir: str | pathlib.Path) -> pathlib.Path:
 
 
 def _folder(workdir: str | pathlib.Path) -> pathlib.Path:
+    if is_remote(workdir):
+        try:
+            from google.cloud import storage  # noqa: F401, of which Orbax makes use
+        except ImportError as error:
+            raise UserError(
+                f"checkpoints in {workdir} need Google's library: pip install google-cloud-storage"
+            ) from error
     return resolve(to_path(workdir)) / "checkpoints"
 
 

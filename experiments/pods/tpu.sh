@@ -63,7 +63,7 @@ install() {
     "${tpus[@]}" tpu-vm scp "$archive" "$name:defect_jax.tar.gz" --worker=all
     on_all_hosts "mkdir -p defect_jax && tar -xzf defect_jax.tar.gz -C defect_jax &&
         cd defect_jax && pip install -q --user uv && PATH=\$HOME/.local/bin:\$PATH &&
-        uv venv -q --allow-existing --python 3.11 && uv pip install -q -e '.[tpu]' gcsfs"
+        uv venv -q --allow-existing --python 3.11 && uv pip install -q -e '.[tpu,gs]'"
 }
 
 # 75 says that the run was told to stop, has saved a checkpoint and goes on where it was when it is
