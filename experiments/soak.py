@@ -7,7 +7,8 @@ random moments, checkpoints half written included, and which is started again wi
 each time. Writes soak.json to the folder: what became of each start, and how the result compares.
 
 With --processes=2 the run has two processes on this machine. One of them is killed; the other must
-end with an error by itself, and both are started again.
+end with an error by itself, and both are started again. Where one is killed before the two have
+met, the other waits for a minute.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def start(options: argparse.Namespace, workdir: pathlib.Path) -> list[subprocess
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         command += [f"--coordinator_address=localhost:{port}"]
-        command += [f"--num_processes={options.processes}"]
+        command += [f"--num_processes={options.processes}", "--process_timeout=60"]
     processes = []
     for number in range(options.processes):
         own = [f"--process_id={number}"] if options.processes > 1 else []

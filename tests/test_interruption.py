@@ -7,13 +7,11 @@ import signal
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 
 from configs import mvtec_autoencoder
-from defect_jax import checkpoint, interruption, report, run
-from defect_jax.train import train
+from defect_jax import checkpoint, interruption
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -72,6 +70,8 @@ def config(shrink, tmp_path):
 
 MAIN = """
 import sys
+for name in ("tensorflow", "tensorflow_datasets", "tensorboard"):
+    sys.modules[name] = None  # whose import takes seconds
 from absl import flags
 from defect_jax import checkpoint, main
 main.CONFIG = type("", (), {"value": checkpoint.read_config(sys.argv.pop(1))})
@@ -80,7 +80,8 @@ main.main(sys.argv[:1])
 """
 
 
-def test_sigterm_saves_exits_with_75_and_the_run_goes_on_in_the_same_bits(config, tmp_path):
+def test_sigterm_saves_and_exits_with_75(config, tmp_path):
+    """That the run goes on from there in the same bits: see test_train.py."""
     checkpoint.write_config(tmp_path / "config", config)
     workdir = tmp_path / "run"
     command = [sys.executable, "-c", MAIN, str(tmp_path / "config"), f"--workdir={workdir}"]
@@ -95,13 +96,3 @@ def test_sigterm_saves_exits_with_75_and_the_run_goes_on_in_the_same_bits(config
     assert "Traceback" not in errors
     (step,) = re.findall(r"^stopped at step (\d+), saved: start again", printed, re.M)
     assert checkpoint.steps(workdir) == [int(step)] and 4 <= int(step) < 40
-
-    def trained(folder):
-        return train(run.open_run(config, folder, "train"), folder)
-
-    jax.tree.map(np.testing.assert_array_equal, trained(workdir), trained(tmp_path / "whole"))
-    rows, whole = (
-        [(row["step"], row["loss"]) for row in report.read_metrics(folder / "metrics.jsonl")]
-        for folder in (workdir, tmp_path / "whole")
-    )
-    assert rows == whole

@@ -18,7 +18,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from configs import bsdata_unet, mvtec_autoencoder, mvtec_ganomaly, quickstart
+from configs import bsdata_unet, mvtec_ganomaly, quickstart
 from defect_jax import checkpoint, interruption, report, run, steps, watch
 from defect_jax.errors import UserError
 from defect_jax.method import Method, Phase, State
@@ -440,37 +440,6 @@ def test_a_profile_is_a_trace_of_training_steps(config, tmp_path):
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     forward = [event for event in events if "while" in event.get("name", "")]
     assert forward and any("conv" in str(event.get("args", "")) for event in events)
-
-
-WITHOUT_TENSORFLOW = """
-import sys
-for name in ("tensorflow", "tensorflow_datasets", "tensorboard"):
-    sys.modules[name] = None  # importing it fails
-import pathlib
-from defect_jax import checkpoint, run
-config = checkpoint.read_config(sys.argv[1])
-results = run.run(config, pathlib.Path(sys.argv[2]), "train")
-assert results["parts"]["image_auroc"] is not None
-"""
-
-
-def test_training_from_arrays_needs_no_tensorflow(shrink, tmp_path):
-    config = shrink(mvtec_autoencoder.get_config())
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 255, (8, 32, 32, 3)).astype(np.uint8)
-    mask = np.zeros((8, 32, 32), np.uint8)
-    mask[:4, 8:16, 8:16] = 1
-    np.savez(tmp_path / "parts.npz", train_image=images, test_image=images, test_mask=mask)
-    config.data.update(
-        name="arrays", category="parts", root=str(tmp_path / "parts.npz"), image_size=(32, 32)
-    )
-    config.method.update(model="ssim_net", code_dim=8)
-    checkpoint.write_config(tmp_path / "config", config)
-    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, tmp_path / "config", tmp_path / "run"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "no TensorBoard events" in done.stdout
-    assert (tmp_path / "run/eval/test/overlays/sheet.png").is_file()
 
 
 def test_a_stalled_pipeline_is_told(monkeypatch, capsys):
