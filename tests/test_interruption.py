@@ -63,7 +63,7 @@ def config(shrink, tmp_path):
     config.data.update(
         name="arrays", category="parts", root=str(tmp_path / "parts.npz"), image_size=(32, 32)
     )
-    config.method.update(model="ssim_net", code_dim=8)
+    config.method.update(model="ssim_net", code_dim=8, losses=("l2",), residual="l2")
     config.train.update(num_steps=40, log_every=4, checkpoint_every=10_000)
     return config
 
