@@ -69,13 +69,16 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.train = ml_collections.ConfigDict()
     config.train.batch_size = 16  # over all devices of all hosts
+    config.train.accumulate = 1  # parts in which each device takes its examples, see steps.py
     config.train.num_steps = 1000
     config.train.log_every = 50
     config.train.checkpoint_every = 500
-    config.train.max_to_keep = 2
+    config.train.max_to_keep = 2  # of the last checkpoints
+    config.train.keep_every = 0  # the checkpoint of every so many steps stays too; 0 is off
+    config.train.on_nonfinite = "stop"  # a loss or gradient; 'skip' goes on without the step
 
     config.eval = ml_collections.ConfigDict()
-    config.eval.batch_size = 16
+    config.eval.batch_size = 16  # of each process
     config.eval.min_log_odds = 0.0  # above which a segmenter calls a pixel defective
     config.eval.bootstrap_samples = 200
     config.eval.num_shown = 10

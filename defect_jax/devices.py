@@ -31,6 +31,16 @@ def memory_bytes() -> int:
     return statistics.get("bytes_limit", host_bytes() // jax.local_device_count())
 
 
+def peak_bytes() -> int:
+    """The most memory in bytes that a local device has held; on CPUs, that this process has."""
+    statistics = [device.memory_stats() or {} for device in jax.local_devices()]
+    peak = max(one.get("peak_bytes_in_use", 0) for one in statistics)
+    status = pathlib.Path("/proc/self/status")
+    if not peak and status.is_file():  # of Linux alone
+        peak = 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
+    return peak
+
+
 def host_bytes() -> int:
     """The host's memory in bytes, or what its container may use of it."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

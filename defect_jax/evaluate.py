@@ -1,13 +1,13 @@
 """The one evaluation path: predict a split, run the metrics, write the results."""
 
-import contextlib
 import csv
-import functools
+import io
+import itertools
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from scipy import special
 
-from defect_jax import checkpoint, devices, report, visualize
+from defect_jax import checkpoint, devices, distributed, report, visualize
 from defect_jax.data import datasets, pipeline
 from defect_jax.data.examples import Examples
 from defect_jax.errors import UserError
@@ -38,6 +38,7 @@ from defect_jax.metrics import (
 from defect_jax.metrics.histogram import pr_curve, pro_curve, roc_curve
 from defect_jax.ops import tiles
 from defect_jax.ops.objects import Defect, find_defects, remove_small
+from defect_jax.paths import to_path
 
 Predict = Callable[[pipeline.HostBatch], dict[str, np.ndarray]]
 # defect type -> metric name -> the metric's state after the images of that type
@@ -61,8 +62,9 @@ def evaluate(
     workdir: str | pathlib.Path,
     split: str = "test",
     results_folder: str | pathlib.Path | None = None,
+    step: int | None = None,
 ) -> dict[str, Any]:
-    """Evaluates a run's last checkpoint.
+    """Evaluates a checkpoint of a run.
 
     Writes `calibration.json` (thresholds, from normal validation images only) and, into
     `eval/<split>/`, `metrics.json`, `images.csv`, of a segmenter `defects.csv` (see
@@ -75,6 +77,7 @@ def evaluate(
         workdir: the run's folder.
         split: 'test', 'validation' or 'train'.
         results_folder: where all this is written; None for the run's folder.
+        step: which checkpoint; None for the last one.
 
     Returns:
         What `metrics.json` holds: each metric's value under its name and its 95 % interval over
@@ -85,9 +88,9 @@ def evaluate(
         UserError: no checkpoint, bad files, a score that is NaN, or see `check_defect_fields`.
     """
     check_defect_fields(config)
-    home = pathlib.Path(workdir if results_folder is None else results_folder)
+    home = to_path(workdir if results_folder is None else results_folder)
     method = make_method(config)
-    state = checkpoint.restore(workdir, checkpoint.abstract_state(config, method))
+    state = checkpoint.restore(workdir, checkpoint.abstract_state(config, method), step)
     predict = make_predict(method, state)
     thresholds = calibrate(config, predict, home)
     examples = datasets.load_split(config, split)
@@ -101,7 +104,8 @@ def evaluate(
     }
     checkpoint.write_json(folder / "metrics.json", results)
     _warn_of_brightness(results["brightness_auroc"])
-    _draw(config, home, folder, totals, shown, results, thresholds)
+    if distributed.is_first():
+        _draw(config, home, folder, totals, shown, results, thresholds)
     return results
 
 
@@ -130,14 +134,18 @@ def predictions(
 ) -> Iterator[Example]:
     """Each example with its prediction, in order, maps at the resolution of the example's file.
 
+    Of several processes each gets its share: every so many-th example.
+
     Yields:
-        dicts with `filename`, `defect_type`, `label`, `image` [H, W, C] uint8 as the model saw
-        it, padding cut off, `mask` [h, w], `score`, `score_map` [h, w], and where the method has
-        them `reconstruction` [H, W, C] and `class_map` [h, w], the class of each pixel, without
-        defects of fewer than `config.eval.min_area` pixels. They stay in the scores.
+        dicts with `number` in the split, `filename`, `defect_type`, `label`, `image` [H, W, C]
+        uint8 as the model saw it, padding cut off, `mask` [h, w], `score`, `score_map` [h, w], and
+        where the method has them `reconstruction` [H, W, C] and `class_map` [h, w], the class of
+        each pixel, without defects of fewer than `config.eval.min_area` pixels. They stay in the
+        scores.
     """
     run = _predict_tiles if config.data.fit == "crop" else _predict_images
-    for number, (image, prediction) in enumerate(run(config, examples, predict)):
+    numbers = range(jax.process_index(), len(examples), jax.process_count())
+    for number, (image, prediction) in zip(numbers, run(config, examples, predict), strict=True):
         yield at_native_size(config, examples, number, image, prediction)
 
 
@@ -160,6 +168,7 @@ def at_native_size(
     size = pipeline.native_size(examples, number)
     filled = pipeline.fitted_size(size, config.data.image_size, config.data.fit)
     example = {
+        "number": number,
         "filename": str(examples.filename[number]),
         "defect_type": str(examples.defect_type[number]),
         "label": int(examples.label[number]),
@@ -185,14 +194,14 @@ def read_images(workdir: str | pathlib.Path, split: str = "test") -> list[dict[s
     Raises:
         UserError: the split has not been evaluated.
     """
-    path = pathlib.Path(workdir) / "eval" / split / "images.csv"
+    path = to_path(workdir) / "eval" / split / "images.csv"
     if not path.is_file():
         raise UserError(f"{path} is not there: evaluate the run first (--mode=evaluate)")
-    with path.open(newline="") as file:
-        return [
-            row | {"label": int(row["label"]), "score": float(row["score"])}
-            for row in csv.DictReader(file)
-        ]
+    text = io.StringIO(path.read_bytes().decode(), newline="")
+    return [
+        row | {"label": int(row["label"]), "score": float(row["score"])}
+        for row in csv.DictReader(text)
+    ]
 
 
 def worst_images(rows: list[dict[str, Any]], count: int) -> list[int]:
@@ -240,18 +249,21 @@ def calibrate(
     """
     examples = datasets.load_split(config, "validation")
     if not len(examples):
-        (workdir / "calibration.json").unlink(missing_ok=True)
+        if distributed.is_first():
+            (workdir / "calibration.json").unlink(missing_ok=True)
         return None
     if examples.label.any():
         name = examples.filename[examples.label.argmax()]
         raise UserError(
             f"validation image {name} is labelled defective: calibration needs good ones"
         )
-    states = (
-        Calibration.from_example(example, config.eval.max_flagged_pixels)
-        for example in predictions(config, examples, predict)
+    states = distributed.everywhere(
+        lambda: _merge(
+            Calibration.from_example(example, config.eval.max_flagged_pixels)
+            for example in predictions(config, examples, predict)
+        )
     )
-    rules = functools.reduce(Calibration.merge, states).compute(
+    rules = _merge(states).compute(
         config.eval.image_quantile, config.eval.pixel_quantile, config.eval.unflagged_share
     )
     if config.eval.threshold_rule not in rules:
@@ -262,12 +274,12 @@ def calibrate(
     checkpoint.write_json(
         workdir / "calibration.json", {"rule": config.eval.threshold_rule} | rules
     )
-    return read_thresholds(workdir)
+    return Thresholds(**rules[config.eval.threshold_rule])
 
 
 def read_thresholds(workdir: str | pathlib.Path) -> Thresholds | None:
     """The thresholds of a run's last evaluation; None where it has none."""
-    path = pathlib.Path(workdir) / "calibration.json"
+    path = to_path(workdir) / "calibration.json"
     if not path.is_file():
         return None
     calibration = json.loads(path.read_text())
@@ -284,7 +296,8 @@ def _predict_images(
     config: ml_collections.ConfigDict, examples: Examples, predict: Predict
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Each image as the model sees it, with what is predicted for it."""
-    for batch in pipeline.eval_batches(config, examples, eval_batch_size(config)):
+    shard = (jax.process_index(), jax.process_count())
+    for batch in pipeline.eval_batches(config, examples, eval_batch_size(config), shard):
         prediction = predict(batch)
         for row in np.flatnonzero(batch["weight"]):
             yield batch["image"][row], {name: values[row] for name, values in prediction.items()}
@@ -303,7 +316,7 @@ def _predict_tiles(
     reads further away, or of the whole tile (group normalisation, ZNet's gates), differs.
     """
     tile, overlap = tuple(config.eval.tile), config.eval.overlap
-    for number in range(len(examples)):
+    for number in range(jax.process_index(), len(examples), jax.process_count()):
         image = pipeline.native_image(examples, number, config.data.channels)
         native = image.shape[:2]
         image = pipeline.pad_to(image, tiles.covered(native, tile))
@@ -350,6 +363,15 @@ def _resize_map(values: np.ndarray, filled: tuple[int, int], size: tuple[int, in
     return np.asarray(part)
 
 
+class _Measured(NamedTuple):
+    """What came of some of a split's examples, whose numbers the dicts have as keys."""
+
+    totals: Totals
+    image_rows: dict[int, dict[str, Any]]
+    defect_rows: dict[int, list[dict[str, Any]]]  # empty where no classes are predicted
+    shown: dict[int, Example]
+
+
 def _measure(
     config: ml_collections.ConfigDict,
     examples: Examples,
@@ -358,26 +380,45 @@ def _measure(
     folder: pathlib.Path,
 ) -> tuple[Totals, list[Example]]:
     """Runs every metric over a split; keeps only the few examples to be shown."""
+    parts = distributed.everywhere(lambda: _measure_share(config, examples, predict, thresholds))
     totals: Totals = {}
-    chosen = set(choose_shown(examples, config.eval.num_shown))
-    shown = []
+    for part in parts:
+        for kind, total in part.totals.items():
+            totals[kind] = _merge_types([totals.get(kind, {}), total])
     image_fields = IMAGE_FIELDS if thresholds is None else IMAGE_FIELDS + FLAG_FIELDS
-    with contextlib.ExitStack() as files:
-        write_image = files.enter_context(_csv_rows(folder / "images.csv", image_fields))
-        write_defects = None
-        for number, example in enumerate(predictions(config, examples, predict)):
-            if thresholds is not None:
-                example = {**example, "thresholds": thresholds}
-            _add(example, totals.setdefault(example["defect_type"], {}))
-            write_image([_image_row(example)])
-            if "class_map" in example:
-                write_defects = write_defects or files.enter_context(
-                    _csv_rows(folder / "defects.csv", _defect_fields(config.eval.mm_per_pixel))
-                )
-                write_defects(_defect_rows(example, config.eval.mm_per_pixel))
-            if number in chosen:
-                shown.append(example)
-    return totals, shown
+    _write_csv(folder / "images.csv", image_fields, _in_order(part.image_rows for part in parts))
+    defect_rows = _in_order(part.defect_rows for part in parts)
+    if defect_rows:
+        fields = _defect_fields(config.eval.mm_per_pixel)
+        _write_csv(folder / "defects.csv", fields, itertools.chain.from_iterable(defect_rows))
+    return totals, _in_order(part.shown for part in parts)
+
+
+def _measure_share(
+    config: ml_collections.ConfigDict,
+    examples: Examples,
+    predict: Predict,
+    thresholds: Thresholds | None,
+) -> _Measured:
+    """What comes of this process's share of the examples."""
+    measured = _Measured({}, {}, {}, {})
+    chosen = set(choose_shown(examples, config.eval.num_shown))
+    for example in predictions(config, examples, predict):
+        if thresholds is not None:
+            example = {**example, "thresholds": thresholds}
+        number = example["number"]
+        _add(example, measured.totals.setdefault(example["defect_type"], {}))
+        measured.image_rows[number] = _image_row(example)
+        if "class_map" in example:
+            measured.defect_rows[number] = _defect_rows(example, config.eval.mm_per_pixel)
+        if number in chosen:
+            measured.shown[number] = example
+    return measured
+
+
+def _in_order(parts: Iterable[dict[int, Any]]) -> list[Any]:
+    """The values of all parts, by their keys."""
+    return [value for _, value in sorted(itertools.chain(*(part.items() for part in parts)))]
 
 
 def _add(example: Example, total: dict[str, Metric]) -> None:
@@ -396,17 +437,17 @@ def choose_shown(examples: Examples, count: int) -> list[int]:
     return [number for _, number in sorted(order)[:count]]
 
 
-@contextlib.contextmanager
-def _csv_rows(
-    path: pathlib.Path, fields: Sequence[str]
-) -> Iterator[Callable[[list[dict[str, Any]]], None]]:
-    """Writes a header, then rows as they come; the file takes its name when all are there."""
+def _write_csv(path: pathlib.Path, fields: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
+    """Writes a header and rows; the file takes its name when all are there."""
+    if not distributed.is_first():
+        return
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fields)
+    writer.writeheader()
+    writer.writerows(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fields)
-        writer.writeheader()
-        yield writer.writerows
+    partial.write_bytes(text.getvalue().encode())
     partial.replace(path)
 
 
@@ -460,6 +501,15 @@ def _warn_of_brightness(auroc: float | None) -> None:
             "brightness_auroc): image-level figures may show the light, not the defects",
             flush=True,
         )
+
+
+def _merge(states: Iterable[Any]) -> Any:
+    """The state after the examples of all; None is that after none."""
+    merged = None
+    for state in states:
+        if state is not None:
+            merged = state if merged is None else merged.merge(state)
+    return merged
 
 
 def _merge_types(totals: Any) -> dict[str, Metric]:

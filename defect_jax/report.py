@@ -10,31 +10,43 @@ from typing import Any
 import jax
 import numpy as np
 
+from defect_jax import devices, distributed, watch
 from defect_jax.errors import UserError
 from defect_jax.method import Metrics
+from defect_jax.paths import is_remote, to_path
 
 
 class JsonlWriter:
     """Appends a line of JSON per step to `metrics.jsonl`.
 
     Lines of steps after `first_step`, which a run stopped between two checkpoints leaves behind,
-    are removed first: the resumed run writes them again.
+    are removed first: the resumed run writes them again. Of several processes the first alone
+    writes.
+
+    Attributes:
+        kept: the rows that were there and stay.
     """
 
     def __init__(self, path: pathlib.Path, first_step: int):
-        kept = [row for row in read_metrics(path) if row["step"] <= first_step]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        partial.replace(path)
-        self._file = path.open("a")
+        self.kept = [row for row in read_metrics(path) if row["step"] <= first_step]
+        self._path = path
+        self._lines = [json.dumps(row) + "\n" for row in self.kept]
+        if distributed.is_first():
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(self._lines))
+            partial.replace(path)
 
     def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
+        if not distributed.is_first():
+            return
         row = {"step": step} | {name: float(value) for name, value in scalars.items()}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
+        self._lines.append(json.dumps(row) + "\n")
+        with _naming(self._path):
+            if is_remote(self._path):  # object stores cannot append
+                self._path.write_text("".join(self._lines))
+            else:
+                with self._path.open("a") as file:
+                    file.write(self._lines[-1])
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
@@ -48,6 +60,33 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
     return rows
 
 
+@contextlib.contextmanager
+def _naming(path: Any) -> Iterator[None]:
+    """Turns whatever goes wrong inside into a UserError that names the file or folder."""
+    try:
+        yield
+    except Exception as error:  # TensorFlow has a kind of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} cannot be written: {reason}: see to the disk") from error
+
+
+class _Events:
+    """clu's writer, each row on the disk before the step's checkpoint is."""
+
+    def __init__(self, writer: Any, workdir: Any):
+        self._writer, self._workdir = writer, workdir
+
+    def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
+        with _naming(f"TensorBoard's file in {self._workdir}"):
+            self._writer.write_scalars(step, scalars)
+            self._writer.flush()
+
+    def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
+        with _naming(f"TensorBoard's file in {self._workdir}"):
+            self._writer.write_images(step, images)
+            self._writer.flush()
+
+
 class _NoEvents:
     def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
         pass
@@ -57,8 +96,21 @@ class _NoEvents:
 
 
 @contextlib.contextmanager
-def tensorboard(workdir: str | pathlib.Path) -> Iterator[Any]:
-    """clu's writer of TensorBoard events into `workdir`; without TensorBoard, a silent one."""
+def tensorboard(
+    workdir: str | pathlib.Path, kept: list[dict[str, float]] | None = None
+) -> Iterator[Any]:
+    """clu's writer of TensorBoard events into `workdir`.
+
+    A silent one without TensorBoard, and in all processes but the first.
+
+    Args:
+        workdir: the run's folder.
+        kept: rows of `metrics.jsonl` to begin anew with: events that are there are removed, as
+            they may go further than the run's checkpoint. None to leave them and add to them.
+    """
+    if not distributed.is_first():
+        yield _NoEvents()
+        return
     try:
         # First, since clu imports TensorFlow too, with all that it prints.
         from defect_jax.data import tensorflow_quietly  # noqa: F401, I001
@@ -67,11 +119,18 @@ def tensorboard(workdir: str | pathlib.Path) -> Iterator[Any]:
         print(f"no TensorBoard events: {error}", flush=True)
         yield _NoEvents()
         return
+    if kept is not None:
+        for path in to_path(workdir).glob("events.out.tfevents.*"):
+            path.unlink()
     writer = metric_writers.SummaryWriter(str(workdir))
+    events = _Events(writer, workdir)
+    for row in kept or []:
+        events.write_scalars(int(row["step"]), {k: v for k, v in row.items() if k != "step"})
     try:
-        yield writer
+        yield events
     finally:
-        writer.close()
+        with contextlib.suppress(Exception):  # what could not be written has been told
+            writer.close()
 
 
 @contextlib.contextmanager
@@ -93,16 +152,28 @@ class Reporter:
     """Gathers the metrics of every step and reports their means.
 
     Metrics stay on the device until they are reported, so that steps are dispatched ahead.
+
+    Attributes:
+        rows: the metrics of the steps since the last line of the log, as far as `check` has seen
+            them. A step that was skipped has `skipped` and nothing else.
     """
 
-    def __init__(self, writers: list[Any], batch_size: int, num_steps: int, log_every: int):
+    def __init__(
+        self,
+        writers: list[Any],
+        batch_size: int,
+        num_steps: int,
+        log_every: int,
+        rows: list[dict[str, float]],
+    ):
+        self.rows = rows
         self._seconds_per_step: float | None = None  # of the steps last waited for
         self._writers = writers
         self._batch_size = batch_size
         self._num_steps = num_steps
         self._log_every = log_every
         self._pending: list[tuple[Metrics, int]] = []
-        self._unwritten: list[dict[str, np.ndarray]] = []
+        self._step = 0  # the last one that was dispatched
         self._running = 0  # steps that were dispatched and not waited for
         self._finished = 0.0  # when those were done; 0 before the first steps of a phase
         self._since = 0.0
@@ -123,10 +194,11 @@ class Reporter:
         # Lets the host run one call ahead and no more: a queue of calls is a queue of states.
         self._wait()
         self._pending.append((metrics, count))
-        self._running = count
+        self._step, self._running = step, count
         if not self._finished:
             # A phase's first step compiles for seconds or minutes; rates are measured after it.
-            jax.block_until_ready(metrics)
+            with watch.waiting(step, watch.DEVICES):
+                jax.block_until_ready(metrics)
             self._running, self._finished = 0, time.monotonic()
             self._since = self._finished
         else:
@@ -137,7 +209,8 @@ class Reporter:
 
     def _wait(self) -> None:
         if self._running:
-            jax.block_until_ready(self._pending[-1])
+            with watch.waiting(self._step, watch.DEVICES):
+                jax.block_until_ready(self._pending[-1])
             before, self._finished = self._finished, time.monotonic()
             self._seconds_per_step = (self._finished - before) / self._running
             self._running = 0
@@ -146,38 +219,53 @@ class Reporter:
         """Waits for the steps so far.
 
         Raises:
-            UserError: a metric of one of them is NaN or infinite.
+            UserError: a metric of one of them is NaN or infinite, and the step was not skipped.
         """
         self._wait()
         rows = [
-            {name: values[number] for name, values in metrics.items()}
+            {name: float(values[number]) for name, values in metrics.items()}
             for metrics, count in jax.device_get(self._pending)
             for number in range(count)
         ]
         first = step - len(rows) + 1
+        rows = [{"skipped": 1.0} if row.get("skipped") else row for row in rows]
         for number, row in enumerate(rows, first):
             bad = [name for name, value in row.items() if not np.isfinite(value)]
             if bad:
                 raise UserError(
                     f"{', '.join(bad)} is not finite at step {number}: the run is stopped and its "
                     "last checkpoint kept; try a lower optimizer.learning_rate or "
-                    "optimizer.clip_norm"
+                    "optimizer.clip_norm, or train.on_nonfinite 'skip'"
                 )
-        self._unwritten += rows
+        self.rows += rows
         self._pending = []
 
     def _write(self, step: int) -> None:
-        rows, self._unwritten = self._unwritten, []
+        rows, self.rows = self.rows, []
         means = _means(rows)
+        if means.get("skipped") == len(rows):
+            raise UserError(
+                f"loss or gradient was not finite at any of the {len(rows)} steps to {step}: the "
+                "run is stopped and its last checkpoint kept; try a lower "
+                "optimizer.learning_rate or optimizer.clip_norm"
+            )
         now, since, self._since = time.monotonic(), self._since, time.monotonic()
         if self._timed_steps:
-            means["images_per_second"] = self._timed_steps * self._batch_size / (now - since)
+            rate = self._timed_steps * self._batch_size / (now - since)
+            means["images_per_second"] = rate
+            means["images_per_second_per_device"] = rate / jax.device_count()
         self._timed_steps = 0
+        means["peak_memory_gib"] = devices.peak_bytes() / 2**30
         for writer in self._writers:
             writer.write_scalars(step, means)
+        self._print(step, means)
+
+    def _print(self, step: int, means: dict[str, float]) -> None:
         words = [f"step {step}/{self._num_steps}"]
         if "loss" in means:
             words.append(f"loss {means['loss']:.4g}")
+        if means.get("skipped"):
+            words.append(f"{means['skipped']:.0f} skipped")
         if "images_per_second" in means:
             rate = means["images_per_second"]
             left = round((self._num_steps - step) * self._batch_size / rate)
@@ -185,7 +273,13 @@ class Reporter:
         print("  ".join(words), flush=True)
 
 
-def _means(rows: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """The mean of each metric over the rows that have it, as phases differ in their metrics."""
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each metric over the rows that have it, as phases differ in their metrics.
+
+    Of `skipped` it is the sum.
+    """
     names = dict.fromkeys(name for row in rows for name in row)
-    return {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
+    means = {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
+    if "skipped" in means:
+        means["skipped"] = sum(row.get("skipped", 0.0) for row in rows)
+    return means

@@ -1,38 +1,46 @@
 """One run, over one category or all, or one for each category."""
 
 import pathlib
+from typing import Any
 
 import ml_collections
 
-from defect_jax import checkpoint, visualize
+from defect_jax import __version__, checkpoint, distributed, meeting, visualize
 from defect_jax.data import datasets, pipeline
 from defect_jax.errors import UserError, require
 from defect_jax.evaluate import check_defect_fields, evaluate
 from defect_jax.methods import make_method
 from defect_jax.metrics import RULES
+from defect_jax.paths import to_path
 from defect_jax.train import check_batch_size, check_steps, train
 
 COUNTS = (
     "train.num_steps",
     "train.log_every",
     "train.checkpoint_every",
+    "train.max_to_keep",
     "eval.batch_size",
     "eval.bootstrap_samples",
     "eval.num_shown",
     "eval.max_flagged_pixels",
 )
+ON_NONFINITE = ("stop", "skip")
 SHARES = ("image_quantile", "pixel_quantile", "unflagged_share")
 TABLE_KEYS = ["image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro_30", "iou", "dice"]
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, mode: str
+    config: ml_collections.ConfigDict,
+    workdir: str | pathlib.Path,
+    mode: str,
+    step: int | None = None,
 ) -> dict[str, dict]:
     """Trains (in mode 'train') and evaluates, and prints a table.
 
     With `config.data.category` 'all' there is one run for each category, in a sub-folder of its
     name, or with `config.data.one_model` one run over all, whose results for each category lie in
-    such a sub-folder; the table ends with their mean.
+    such a sub-folder; the table ends with their mean. Where `step` is not None, a run goes on from
+    the checkpoint of that step, or in mode 'evaluate' that one is evaluated, rather than the last.
 
     Returns:
         category -> what `evaluate` returns.
@@ -40,17 +48,27 @@ def run(
     Raises:
         UserError: see `open_run`, `train` and `evaluate`; or the folder holds runs of another kind.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = to_path(workdir)
     categories = datasets.categories(config)
     if config.data.one_model:
-        results = _run_one_model(config, workdir, mode, categories)
+        results = _run_one_model(config, workdir, mode, categories, step)
     else:
-        results = _run_each(config, workdir, mode, categories)
+        results = _run_each(config, workdir, mode, categories, step)
     keys = [key for key in TABLE_KEYS if any(key in result for result in results.values())]
     print("\n" + visualize.results_table(results, keys), flush=True)
     if config.data.category == "all":
         checkpoint.write_json(workdir / "results.json", results)
     return results
+
+
+def settings(
+    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, mode: str, step: int | None
+) -> dict[str, Any]:
+    """What must be the same in all processes of a run: all but where each finds its images."""
+    fields = checkpoint.flat(config.copy_and_resolve_references().to_dict())
+    del fields["data.root"], fields["data.cache_dir"]
+    command = {"--workdir": str(workdir), "--mode": mode, "--step": step}
+    return {"defect_jax's version": __version__} | command | fields
 
 
 def open_run(
@@ -63,26 +81,56 @@ def open_run(
 
     Raises:
         UserError: the folder holds a run of another config, or, in mode 'evaluate', none; or the
-            config or the data is bad, in which case nothing is written.
+            config or the data is bad, in which case nothing is written; or processes have other
+            images, or do not share the folder.
     """
     config = config.copy_and_resolve_references()
-    check(config)
+    # Process 0 alone looks, since it is the one that writes.
+    (stored, *_) = distributed.everywhere(
+        lambda: _read_stored(workdir, mode) if distributed.is_first() else None
+    )
+    digests = distributed.everywhere(lambda: _resolve(config, workdir, stored))
+    if len(set(digests)) > 1:
+        found = meeting.describe(dict(enumerate(digests)))
+        raise UserError(f"training images differ, by their digest ({found}): give all the same")
+    if stored is None:
+        distributed.everywhere(lambda: checkpoint.write_config(workdir, config))
+    distributed.everywhere(lambda: _check_shared(workdir))
+    return config
+
+
+def _read_stored(workdir: pathlib.Path, mode: str) -> ml_collections.ConfigDict | None:
+    """The config of the run that is there; None where a new one may begin."""
     if mode == "evaluate" or (workdir / "config.json").exists():
-        stored = checkpoint.read_config(workdir)
+        return checkpoint.read_config(workdir)
+    if (workdir / "checkpoints").exists():
+        raise UserError(f"{workdir} holds checkpoints but no config.json: use another workdir")
+    return None
+
+
+def _check_shared(workdir: pathlib.Path) -> None:
+    if not (workdir / "config.json").is_file():
+        raise UserError(f"{workdir} lacks the config.json that process 0 has there: share a folder")
+
+
+def _resolve(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    stored: ml_collections.ConfigDict | None,
+) -> str:
+    """Fills in what depends on the images; returns the digest of those to train on."""
+    check(config)
+    if stored is not None:
         config.data.validation_files = stored.data.validation_files
         config.data.train_digest = stored.data.train_digest
         # First of all, since another category's images would be missed among this one's.
         checkpoint.check_same_run(workdir, config, stored)
-        config.data.train_digest = datasets.check_splits(config)
-        checkpoint.check_same_run(workdir, config, stored)
-        return config
-    if (workdir / "checkpoints").exists():
-        raise UserError(f"{workdir} holds checkpoints but no config.json: use another workdir")
-    if not config.data.validation_files:
+    elif not config.data.validation_files:
         config.data.validation_files = datasets.draw_validation(config)
     config.data.train_digest = datasets.check_splits(config)
-    checkpoint.write_config(workdir, config)
-    return config
+    if stored is not None:
+        checkpoint.check_same_run(workdir, config, stored)
+    return config.data.train_digest
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -93,6 +141,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             "data.category to all, or data.one_model to False"
         )
     check_batch_size(config)
+    require(config.train.on_nonfinite, ON_NONFINITE, "train.on_nonfinite")
     pipeline.check(config)
     check_defect_fields(config)
     require(config.eval.threshold_rule, RULES, "eval.threshold_rule")
@@ -100,6 +149,12 @@ def check(config: ml_collections.ConfigDict) -> None:
         group, name = field.split(".")
         if config[group][name] < 1:
             raise UserError(f"{field} is {config[group][name]}: it must be at least 1")
+    period, kept = config.train.checkpoint_every, config.train.keep_every
+    if kept < 0 or kept % period:
+        raise UserError(
+            f"train.keep_every is {kept}: it must be 0 or a multiple of train.checkpoint_every, "
+            f"{period}"
+        )
     for field in SHARES:
         if not 0 < config.eval[field] <= 1:
             raise UserError(f"eval.{field} is {config.eval[field]}: it must lie in (0, 1]")
@@ -107,7 +162,11 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def _run_each(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str, categories: list[str]
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    mode: str,
+    categories: list[str],
+    step: int | None,
 ) -> dict[str, dict]:
     if config.data.category == "all" and (workdir / "config.json").exists():
         if checkpoint.read_config(workdir).data.category == "all":
@@ -123,13 +182,17 @@ def _run_each(
         folder = workdir / category if config.data.category == "all" else workdir
         one = open_run(one, folder, mode)
         if mode == "train":
-            train(one, folder)
-        results[category] = evaluate(one, folder)
+            train(one, folder, step)
+        results[category] = evaluate(one, folder, step=step if mode == "evaluate" else None)
     return results
 
 
 def _run_one_model(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, mode: str, categories: list[str]
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    mode: str,
+    categories: list[str],
+    step: int | None,
 ) -> dict[str, dict]:
     if any((workdir / category / "config.json").exists() for category in categories):
         raise UserError(
@@ -138,10 +201,13 @@ def _run_one_model(
         )
     config = open_run(config, workdir, mode)
     if mode == "train":
-        train(config, workdir)
+        train(config, workdir, step)
     return {
         category: evaluate(
-            datasets.of_category(config, category), workdir, results_folder=workdir / category
+            datasets.of_category(config, category),
+            workdir,
+            results_folder=workdir / category,
+            step=step if mode == "evaluate" else None,
         )
         for category in categories
     }

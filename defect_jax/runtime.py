@@ -1,14 +1,32 @@
 """What a process sets up before it computes."""
 
 import ctypes
+import functools
 import os
 import pathlib
 import platform
+import sys
+from collections.abc import Callable
+from typing import Any
 
 import jax
+from absl import logging
 
 # Of mallopt, in glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+
+
+def quieten() -> None:
+    """Has Orbax, TensorStore and tfds print nothing beside what they raise."""
+    # They tell their inner life at INFO, and what is raised anyway at ERROR.
+    logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = functools.partial(_unless_given_up, sys.unraisablehook)
+
+
+def _unless_given_up(hook: Callable[[Any], object], event: Any) -> None:
+    # Where one array cannot be read or written, those that are under way find nobody waiting.
+    if str(event.exc_value) != "Event loop is closed":
+        hook(event)
 
 
 def set_up() -> None:

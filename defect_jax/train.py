@@ -14,50 +14,70 @@ import numpy as np
 import orbax.checkpoint as ocp
 from clu import parameter_overview
 
-from defect_jax import checkpoint, devices, report, visualize
+from defect_jax import (
+    checkpoint,
+    devices,
+    distributed,
+    interruption,
+    report,
+    visualize,
+    watch,
+)
 from defect_jax.data import crops, datasets, pipeline
 from defect_jax.data.examples import Examples
 from defect_jax.devices import AXIS
 from defect_jax.errors import UserError
 from defect_jax.method import Batch, Method, Metrics, Phase, State
 from defect_jax.methods import make_method
+from defect_jax.paths import to_path
 
 # Long enough that dispatching costs nothing, short enough that a run can be stopped.
 _SECONDS_A_CALL = 1.0
 
 
-def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> State:
+def train(
+    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, step: int | None = None
+) -> State:
     """Trains a run to its end, from its last checkpoint where there is one.
+
+    On SIGTERM or Ctrl-C it saves and ends the process (see `interruption`).
 
     Args:
         config: as `run.open_run` resolved it.
         workdir: the run's folder; gets `checkpoints/`, `metrics.jsonl`, TensorBoard events,
             `parameters.txt` and `training.png`.
+        step: from which checkpoint to go on rather than the last; later ones are moved to
+            `given_up/`. Once: a run that was stopped goes on from its last one, with the same step.
 
     Raises:
-        UserError: bad config or data, or a metric that is not finite.
+        UserError: bad config or data, a checkpoint that cannot be read or written, or a metric
+            that is not finite.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = to_path(workdir)
     check_batch_size(config)
     method = make_method(config)
     last_step = phase_ends(config, method)[-1]
-    with checkpoint.manager(workdir, config.train.max_to_keep) as checkpoints:
-        state = _init_or_restore(config, method, workdir, checkpoints)
+    keep = (config.train.max_to_keep, config.train.keep_every)
+    with checkpoint.manager(workdir, *keep) as checkpoints:
+        state, rows = _init_or_restore(config, method, workdir, checkpoints, step)
         start = int(state.step)
-        if start == last_step:
+        if start == last_step and (workdir / "training.png").exists():
             print(f"{workdir}: already trained to step {start}", flush=True)
             return state
         began = time.monotonic()
         jsonl = report.JsonlWriter(workdir / "metrics.jsonl", start)
-        with report.tensorboard(workdir) as events:
+        with report.tensorboard(workdir, jsonl.kept) as events:
             reporter = report.Reporter(
-                [jsonl, events], config.train.batch_size, last_step, config.train.log_every
+                [jsonl, events], config.train.batch_size, last_step, config.train.log_every, rows
             )
-            state = _run_phases(config, method, devices.replicate(state), reporter, checkpoints)
-            figure = visualize.training_curves(report.read_metrics(workdir / "metrics.jsonl"))
-            visualize.save(figure, workdir / "training.png")
-            events.write_images(last_step, {"training": visualize.to_array(figure)[None]})
-        jsonl.close()
+            if start < last_step:
+                with interruption.postponed():
+                    state = devices.replicate(state)
+                    state = _run_phases(config, method, state, reporter, checkpoints)
+            if distributed.is_first():
+                figure = visualize.training_curves(report.read_metrics(workdir / "metrics.jsonl"))
+                events.write_images(last_step, {"training": visualize.to_array(figure)[None]})
+                visualize.save(figure, workdir / "training.png")
     seconds, steps = time.monotonic() - began, last_step - start
     print(
         f"{steps} steps in {seconds:.0f} s, compilation included: "
@@ -68,12 +88,18 @@ def train(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Sta
 
 
 def check_batch_size(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError where the devices do not divide the global batch."""
+    """Raises UserError where the devices do not divide the global batch, or its parts theirs."""
     count, batch_size = jax.device_count(), config.train.batch_size
     if batch_size < 1 or batch_size % count:
         raise UserError(
             f"train.batch_size is {batch_size}, which the {count} devices do not divide: "
             f"choose a multiple of {count}"
+        )
+    share, parts = batch_size // count, config.train.accumulate
+    if parts < 1 or share % parts:
+        raise UserError(
+            f"train.accumulate is {parts}, which does not divide the {share} examples that each "
+            f"of {count} devices takes of train.batch_size {batch_size}: choose a divisor"
         )
 
 
@@ -112,7 +138,7 @@ def phase_ends(config: ml_collections.ConfigDict, method: Method) -> list[int]:
     return list(itertools.accumulate(lengths))
 
 
-def parallel_steps(phase: Phase, resident: bool):
+def parallel_steps(phase: Phase, resident: bool, skip: bool = False):
     """Steps of a phase over all devices: `take_steps` with arrays sharded as `shard` does.
 
     The state is one copy to its caller; pmap broadcasts it and takes the first of equal results.
@@ -120,9 +146,10 @@ def parallel_steps(phase: Phase, resident: bool):
     Args:
         phase: whose steps to take.
         resident: the data is whole on every device; else it is sharded too.
+        skip: leave out steps whose loss or gradient is not finite.
     """
     return jax.pmap(
-        functools.partial(take_steps, phase.train_step),
+        functools.partial(take_steps, phase.train_step, skip),
         axis_name=AXIS,
         in_axes=(None, None if resident else 0, 0, 0, None),
         out_axes=None,
@@ -131,6 +158,7 @@ def parallel_steps(phase: Phase, resident: bool):
 
 def take_steps(
     train_step: Callable[[State, Batch], tuple[State, Metrics]],
+    skip: bool,
     state: State,
     data: Batch,
     numbers: jax.Array,
@@ -141,6 +169,8 @@ def take_steps(
 
     Args:
         train_step: (State, Batch) -> (State, Metrics).
+        skip: a step of which a metric is not finite counts, and changes nothing else; the metric
+            `skipped` is 1 for such a step and 0 for others.
         state: before the first step.
         data: `image`, `mask`, `label` and what else a batch has, of N examples.
         numbers: [K, b], which of the N each step takes.
@@ -160,6 +190,8 @@ def take_steps(
         state, new = train_step(state, batch(step))
         return state, jax.tree.map(lambda all, one: all.at[step].set(one), metrics, new)
 
+    if skip:
+        train_step = functools.partial(_step_or_skip, train_step)
     shapes = jax.eval_shape(lambda state: train_step(state, batch(0))[1], state)
     metrics = jax.tree.map(lambda leaf: jnp.zeros((len(numbers), *leaf.shape), leaf.dtype), shapes)
     return jax.lax.fori_loop(0, count, body, (state, metrics))
@@ -180,22 +212,58 @@ def shard(rows: Any, axis: int = 0) -> Any:
     return jax.tree.map(split, rows)
 
 
+def _step_or_skip(
+    train_step: Callable[[State, Batch], tuple[State, Metrics]], state: State, batch: Batch
+) -> tuple[State, Metrics]:
+    # Every metric is a sum over all devices, so that they agree.
+    new, metrics = train_step(state, batch)
+    finite = jnp.all(jnp.stack([jnp.isfinite(value) for value in metrics.values()]))
+    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+    return kept.replace(step=new.step), metrics | {"skipped": 1.0 - finite}
+
+
 def _init_or_restore(
     config: ml_collections.ConfigDict,
     method: Method,
     workdir: pathlib.Path,
     checkpoints: ocp.CheckpointManager,
-) -> State:
-    step = checkpoints.latest_step()
-    if step is not None:
-        print(f"{workdir}: going on from step {step}", flush=True)
-        return checkpoint.restore(workdir, checkpoint.abstract_state(config, method), step)
+    step: int | None,
+) -> tuple[State, list[dict[str, float]]]:
+    """The state, and the metrics of the steps since the last line of the log."""
+    start, back = _start(workdir, checkpoints, step)
+    if start is not None:
+        state = checkpoint.restore(workdir, checkpoint.abstract_state(config, method), start)
+        if back:
+            checkpoint.go_back(checkpoints, start)
+        print(f"{workdir}: going on from step {start}", flush=True)
+        return state, checkpoint.restore_rows(workdir, start)
     state = jax.jit(method.init)(jax.random.PRNGKey(config.seed), checkpoint.example_batch(config))
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
-    (workdir / "parameters.txt").write_text(overview + "\n")
+    if distributed.is_first():
+        (workdir / "parameters.txt").write_text(overview + "\n")
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(f"{config.method.name}: {count:,} parameters", flush=True)
-    return state
+    return state, []
+
+
+def _start(
+    workdir: pathlib.Path, checkpoints: ocp.CheckpointManager, step: int | None
+) -> tuple[int | None, bool]:
+    """The checkpoint to go on from, None where there is none, and whether it is gone back to."""
+    # As the first process sees it, before it changes anything.
+    ((last, before), *_) = distributed.everywhere(
+        lambda: (checkpoints.latest_step(), checkpoint.went_back_to(workdir))
+    )
+    if step is None:
+        return last, False
+    if step != before:
+        return step, True
+    print(
+        f"{workdir}: has gone back to step {step} before and does not again; to have it do so, "
+        "remove given_up/back_to.json",
+        flush=True,
+    )
+    return last, False
 
 
 def _run_phases(
@@ -224,7 +292,8 @@ def _run_phases(
             else:
                 batches = pipeline.train_batches(config.data, examples, arrays, order[0])
                 calls = _streamed_calls(batches, order)
-            run = parallel_steps(phase, resident is not None)
+            skip = config.train.on_nonfinite == "skip"
+            run = parallel_steps(phase, resident is not None, skip)
             state = _run_phase(config, phase, run, calls, state, last, reporter, checkpoints)
     return state
 
@@ -299,18 +368,53 @@ def _run_phase(
     checkpoints: ocp.CheckpointManager,
 ) -> State:
     reporter.start_phase()
-    step = int(state.step)
-    for number, call in enumerate(calls):
-        step += call.num_steps
+    step, stops = int(state.step), _stops()
+    for number, call in enumerate(_watched(calls, step)):
         # By the fourth call the steps have been timed, so it is about a second long.
-        with report.trace(config.profile and number == 3, checkpoints.directory.parent) as wait:
+        with (
+            report.trace(config.profile and number == 3, checkpoints.directory.parent) as wait,
+            watch.waiting(step, watch.DEVICES if number else watch.COMPILER),
+        ):
             state, metrics = wait(run(state, *call))
+        step += call.num_steps
         reporter.add(step, metrics, call.num_steps)
         if step == last:
             # Before the save: a checkpoint at a phase's end holds the finished phase.
             state = devices.replicate(phase.finish(state))
-        if step == last or step % config.train.checkpoint_every == 0:
+        stop = next(stops)
+        if stop or step == last or step % config.train.checkpoint_every == 0:
             reporter.check(step)
-            checkpoints.save(step, args=ocp.args.StandardSave(jax.tree.map(np.asarray, state)))
-    checkpoints.wait_until_finished()
+            checkpoint.save(checkpoints, state, reporter.rows)
+        if stop:
+            checkpoint.wait(checkpoints, step)
+            interruption.stop(f"at step {step}, saved")
+    checkpoint.wait(checkpoints, step)
     return state
+
+
+def _watched(calls: Iterator[_Call], step: int) -> Iterator[_Call]:
+    """The calls; says so where one is long in coming."""
+    while True:
+        with watch.waiting(step, watch.DATA):
+            call = next(calls, None)
+        if call is None:
+            return
+        yield call
+        step += call.num_steps
+
+
+def _stops() -> Iterator[bool]:
+    """After each call, whether the run was asked to stop, the same on all hosts.
+
+    Of several hosts it is what they were asked before the call: each waits for the others' answer
+    only when that has come along with the steps.
+    """
+    if jax.process_count() == 1:
+        while True:
+            yield interruption.asked()
+    any_host = jax.pmap(lambda asked: jax.lax.pmax(asked, AXIS), AXIS, out_axes=None)
+    before = 0
+    while True:
+        now = any_host(np.full(jax.local_device_count(), int(interruption.asked())))
+        yield bool(before)
+        before = now

@@ -5,6 +5,7 @@ number of them can be made anywhere, with or without a display. The line and are
 those of Okabe and Ito, "Color Universal Design" (2008), which the colour-blind tell apart.
 """
 
+import io
 import math
 import os
 import pathlib
@@ -18,6 +19,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+
+from defect_jax import distributed
+from defect_jax.paths import to_path
 
 Curve = tuple[np.ndarray, np.ndarray]
 
@@ -387,13 +391,17 @@ def to_array(figure: Figure) -> np.ndarray:
 def save(figure: Figure, path: str | pathlib.Path) -> None:
     """Writes a figure as PNG; the file takes its name when it is complete.
 
-    Makes the folders that lead to it.
+    Makes the folders that lead to it. Of several processes the first alone writes.
     """
-    path = pathlib.Path(path)
+    if not distributed.is_first():
+        return
+    path = to_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=figure.dpi)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        figure.savefig(partial, format="png", dpi=figure.dpi)
+        partial.write_bytes(buffer.getvalue())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

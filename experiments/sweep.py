@@ -6,8 +6,10 @@
 A cell is one run, in `<out>/<config>/<category>/<seed>`. A sweep that was stopped goes on where it
 was: finished cells are skipped, begun ones resume. A cell that fails leaves an `error.txt` in its
 folder, the others go on, and the exit status is 1. Several sweeps may work on one folder at the
-same time, each leaving alone what another is at. `<out>/cells.csv` has a row for each finished
-cell there, `<out>/table.md` the mean and the sample standard deviation over seeds.
+same time, each leaving alone what another is at; also on several hosts, where they share a file
+system that shares its locks (see experiments/pods/README.md). On SIGTERM the exit status is 75,
+"try again". `<out>/cells.csv` has a row for each finished cell there, `<out>/table.md` the mean and
+the sample standard deviation over seeds.
 
 `--jobs=N` runs cells in N processes, which share the devices and their memory. Where the sweep is
 killed, they still finish the cells they are at.
@@ -23,6 +25,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import platform
 import re
 import runpy
 import statistics
@@ -40,7 +43,7 @@ from ml_collections import config_flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from defect_jax import checkpoint, report, runtime
+from defect_jax import checkpoint, interruption, report, runtime
 from defect_jax.data import datasets
 from defect_jax.errors import UserError
 from defect_jax.methods import make_method
@@ -186,24 +189,43 @@ def _cell(number: str, name: str, config: ml_collections.ConfigDict, out: pathli
 
 
 @contextlib.contextmanager
-def locked(path: pathlib.Path) -> Iterator[bool]:
-    """Holds a lock that dies with this process; yields whether it was free."""
+def locked(path: pathlib.Path) -> Iterator[str]:
+    """Holds a lock that dies with this process, or with its host; yields '' or else who has it.
+
+    What the file says is for people alone: it stays when its writer dies, and the lock does not.
+
+    Raises:
+        UserError: the file system has no locks.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = True
+            holder = ""
+            file.truncate(0)
+            print(_this_process(), file=file, flush=True)
         except BlockingIOError:
-            free = False
-        yield free
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be locked ({error.strerror}): mount its file system with locks, or "
+                "choose another --out"
+            ) from error
+        yield holder
+
+
+def _this_process() -> str:
+    """A name that no other process has, on any host."""
+    return f"process {os.getpid()} on {platform.node()}"
 
 
 def run_cell(cell: Cell) -> Outcome:
     """Runs a cell, or goes on with it, unless it is finished or another process is at it."""
     start = time.monotonic()
-    with locked(cell.lock) as free:
-        if not free:
-            return Outcome(cell, "left", "left to the process that is at it", 0.0)
+    with locked(cell.lock) as holder:
+        if holder:
+            return Outcome(cell, "left", f"left to {holder}, which is at it", 0.0)
         try:
             check_configs(cell)
             if is_finished(cell.workdir, cell.config):
@@ -343,8 +365,10 @@ def share_devices(jobs: int) -> None:
 
 
 def set_up() -> None:
-    logging.set_verbosity(logging.ERROR)  # Orbax and tfds tell their inner life at INFO
+    # Orbax and tfds tell their inner life at INFO, and what is raised anyway at ERROR.
+    logging.set_verbosity(logging.FATAL)
     runtime.set_up()
+    interruption.exit_on_signals()
 
 
 # ---------------------------------------------------------------------------------- results
@@ -392,7 +416,7 @@ def write_results(out: pathlib.Path) -> tuple[str, list[str]]:
     """Writes cells.csv and table.md; returns the table and what is wrong with other folders."""
     rows, problems = read_cells(out)
     table = make_table(rows)
-    partial = out / f".partial.{os.getpid()}"  # another sweep may be writing too
+    partial = out / f".partial.{_this_process()}"  # another sweep may be writing too
     with partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()

@@ -1,8 +1,10 @@
 """Fixtures that several test folders share."""
 
+import contextlib
 import json
 import os
 import pathlib
+import resource
 import tempfile
 
 import jax
@@ -102,6 +104,22 @@ def shrink(mvtec_root, bsdata_root, prepared):
         return config
 
     return shrink
+
+
+@pytest.fixture
+def full_disk():
+    """A context in which no file grows beyond so many bytes: writing fails, as the kernel says."""
+
+    @contextlib.contextmanager
+    def full_disk(bytes_left: int):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return full_disk
 
 
 def _write_png(path: pathlib.Path, pixels: np.ndarray) -> None:

@@ -4,8 +4,12 @@ import os
 import platform
 import subprocess
 import sys
+import types
 
 import pytest
+from absl import logging
+
+from defect_jax import runtime
 
 CACHE = """
 import jax
@@ -56,3 +60,14 @@ def test_freed_memory_is_used_again_without_page_faults():
     """128 MiB are 32,768 pages, which the kernel hands out anew by default."""
     assert int(run(FAULTS, "default", GLIBC_TUNABLES="")) > 100_000
     assert int(run(FAULTS, "kept", GLIBC_TUNABLES="")) < 10_000
+
+
+def test_what_is_given_up_is_not_told_and_other_errors_are(monkeypatch):
+    told, verbosity = [], logging.get_verbosity()
+    monkeypatch.setattr(sys, "unraisablehook", lambda event: told.append(event.exc_value))
+    runtime.quieten()
+    logging.set_verbosity(verbosity)
+    given_up, other = RuntimeError("Event loop is closed"), RuntimeError("no space")
+    for error in (given_up, other):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+    assert told == [other]

@@ -2,11 +2,14 @@
 
 import contextlib
 import csv
+import errno
 import importlib.util
 import io
 import json
 import os
 import pathlib
+import platform
+import signal
 import subprocess
 import sys
 import threading
@@ -41,6 +44,7 @@ def module():
     module = importlib.util.module_from_spec(spec)
     sys.modules["sweep"] = module
     spec.loader.exec_module(module)
+    module.prepare = module.set_up
     module.set_up = lambda: None  # it changes how this process allocates
     return module
 
@@ -155,11 +159,53 @@ def test_a_cell_whose_evaluation_is_missing_is_not_finished(module, swept, tmp_p
 
 def test_a_locked_cell_is_left_alone(module, arguments, tmp_path):
     (tmp_path / ".locks/small/part").mkdir(parents=True)
-    with module.locked(tmp_path / ".locks/small/part/0") as free:
-        assert free
+    with module.locked(tmp_path / ".locks/small/part/0") as holder:
+        assert not holder
         status, output = start(module, arguments(tmp_path, seeds="0"))
-    assert status == 0 and "1 cells: 1 left" in output and "left to the process" in output
+    assert status == 0 and "1 cells: 1 left" in output
+    assert f"left to process {os.getpid()} on {platform.node()}, which is at it" in output
     assert not workdir(tmp_path, 0).exists()
+
+
+def test_a_lock_dies_with_its_process_whatever_its_file_says(module, tmp_path):
+    """The number of a process means nothing on another host, so it decides nothing."""
+    path = tmp_path / "lock"
+    hold = (
+        "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX);"
+        f"print('process {os.getpid()} on elsewhere', file=file, flush=True);"
+        "print('held', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", hold, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with module.locked(path) as holder:
+            assert holder == f"process {os.getpid()} on elsewhere"
+        process.kill()
+    assert "elsewhere" in path.read_text()
+    with module.locked(path) as holder:
+        assert not holder and "elsewhere" not in path.read_text()
+
+
+def test_a_file_system_without_locks_is_one_line(module, arguments, tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(module.fcntl, "flock", flock)
+    with pytest.raises(SystemExit, match=r"error: .*/part/0 cannot be locked .*another --out"):
+        module.main(arguments(tmp_path, seeds="0"))
+
+
+def test_sigterm_asks_for_another_start(module, monkeypatch):
+    monkeypatch.setattr(module.runtime, "set_up", lambda: None)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        module.prepare()
+        with pytest.raises(SystemExit) as stopped:
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert stopped.value.code == 75
 
 
 def test_processes_give_what_one_process_gives(arguments, swept, tmp_path):

@@ -18,6 +18,7 @@ import numpy as np
 
 from defect_jax.data.examples import Examples
 from defect_jax.errors import UserError
+from defect_jax.paths import to_path
 
 
 def categories(data: ml_collections.ConfigDict) -> list[str]:
@@ -37,11 +38,11 @@ def load(data: ml_collections.ConfigDict, split: str) -> Examples:
         UserError: no such file, no such split in it, arrays of other shapes or types, or a class
             that is not below `num_classes`.
     """
-    path = pathlib.Path(data.root).expanduser()
+    path = to_path(data.root).expanduser()
     if not path.is_file():
         raise UserError(f"data.root {path} is no file: expected an .npz file of arrays")
     try:
-        with np.load(path) as file:
+        with path.open("rb") as opened, np.load(opened) as file:
             prefix = f"{split}_"
             found = {k.removeprefix(prefix): file[k] for k in file if k.startswith(prefix)}
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw
 from defect_jax.data import builder
 from defect_jax.data.examples import Examples
 from defect_jax.errors import UserError, require
+from defect_jax.paths import to_path
 
 SPLITS = ("official", "grouped", "tuning", "random")
 NUM_FOLDS = 5
@@ -221,7 +222,7 @@ def _reason(error: Exception) -> str:
 def _existing(root: str) -> pathlib.Path:
     if not root:
         raise UserError("data.root is not set: pass --config.data.root=<clone of BSData>")
-    folder = pathlib.Path(root).expanduser()
+    folder = to_path(root).expanduser()
     for part in ("data", "label", "image_data.json"):
         if not (folder / part).exists():
             raise UserError(

@@ -10,19 +10,21 @@ import contextlib
 import functools
 import hashlib
 import io
-import os
 import pathlib
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import tqdm
 from absl import logging
 from PIL import Image
 
+from defect_jax import distributed
 from defect_jax.data.examples import Examples
 from defect_jax.data.tensorflow_quietly import tf, tfds
 from defect_jax.errors import UserError
+from defect_jax.paths import is_remote, resolve, to_path
 
 Generators = Mapping[str, Callable[[], Iterable[dict]]]
 
@@ -93,16 +95,21 @@ def prepare(
     Raises:
         UserError: the folder cannot be written, or a generator found bad input.
     """
-    folder = pathlib.Path(cache_dir or "~/.cache/defect_jax/datasets").expanduser()
+    folder = to_path(cache_dir or "~/.cache/defect_jax/datasets").expanduser()
     data_dir = str(folder / name / fingerprint)
     try:
-        os.makedirs(data_dir, exist_ok=True)
+        to_path(data_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _cannot_write(data_dir, error) from error
     with (
         _quiet(),
         tqdm.tqdm(
-            desc=f"preparing {name}", total=num_examples, unit=" images", leave=False, delay=0.2
+            desc=f"preparing {name}",
+            total=num_examples,
+            unit=" images",
+            leave=False,
+            delay=0.2,
+            disable=not distributed.is_first(),
         ) as bar,
     ):
         counted = {s: functools.partial(_count, g, bar) for s, g in generators.items()}
@@ -143,12 +150,12 @@ def fingerprint(root: pathlib.Path, files: Iterable[pathlib.Path], *options: obj
     """Returns 16 hexadecimal digits that change when a file or an option does.
 
     A file counts by its path, size and times of change (of content and of metadata, so that a
-    replaced file with a copied time stamp is noticed), without being read.
+    replaced file with a copied time stamp is noticed), without being read. In an object store
+    there is but one time, in seconds.
     """
-    digest = hashlib.sha256(repr((_VERSION, str(root.resolve()), options)).encode())
+    digest = hashlib.sha256(repr((_VERSION, str(resolve(root)), options)).encode())
     for path in sorted(files):
-        stat = path.stat()
-        row = (path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        row = (path.relative_to(root).as_posix(), *_changes(path))
         digest.update(repr(row).encode())
     return digest.hexdigest()[:16]
 
@@ -245,6 +252,13 @@ def _class_ids(path: pathlib.Path, image: Image.Image, num_classes: int) -> np.n
             "(data.num_classes), 0 for the background"
         )
     return values
+
+
+def _changes(path: pathlib.Path) -> tuple[int, ...]:
+    stat: Any = path.stat()
+    if is_remote(path):
+        return stat.length, stat.mtime
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _cannot_write(data_dir: str, error: OSError) -> UserError:

@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 import tqdm
 
+from defect_jax import distributed
 from defect_jax.data import pipeline
 from defect_jax.data.examples import Examples
 from defect_jax.errors import UserError
@@ -85,7 +86,13 @@ def train_crops(
     """
     frames = [
         _decode(config.data, examples, number)
-        for number in tqdm.tqdm(range(len(examples)), "decoding", leave=False, delay=0.5)
+        for number in tqdm.tqdm(
+            range(len(examples)),
+            "decoding",
+            leave=False,
+            delay=0.5,
+            disable=not distributed.is_first(),
+        )
     ]
     has_defect = np.array([bool(frame.defects) for frame in frames])
     numbers, centred = order(config, has_defect, places)

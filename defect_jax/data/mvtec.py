@@ -16,6 +16,7 @@ import ml_collections
 from defect_jax.data import builder
 from defect_jax.data.examples import Examples
 from defect_jax.errors import UserError
+from defect_jax.paths import resolve, to_path
 
 _LAYOUT = "<root>/<category>/train/good and <root>/<category>/test/<good or a defect>"
 
@@ -32,8 +33,8 @@ def categories(root: str) -> list[str]:
         return found
     if (folder / "train").is_dir():
         raise UserError(
-            f"data.root {folder} is itself a category: set data.root to {folder.resolve().parent} "
-            f"and data.category to {folder.resolve().name}"
+            f"data.root {folder} is itself a category: set data.root to {resolve(folder).parent} "
+            f"and data.category to {resolve(folder).name}"
         )
     inside = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
     raise UserError(f"data.root {folder} has another layout: expected {_LAYOUT}, found {inside}")
@@ -82,7 +83,7 @@ def load(data: ml_collections.ConfigDict, split: str) -> Examples:
 def _existing(root: str) -> pathlib.Path:
     if not root:
         raise UserError("data.root is not set: pass --config.data.root=<folder of the images>")
-    folder = pathlib.Path(root).expanduser()
+    folder = to_path(root).expanduser()
     if not folder.is_dir():
         raise UserError(f"data.root {folder} is no folder: expected {_LAYOUT}")
     return folder

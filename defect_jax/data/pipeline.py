@@ -184,16 +184,26 @@ def choose_cache(
 
 
 def eval_batches(
-    config: ml_collections.ConfigDict, examples: Examples, batch_size: int
+    config: ml_collections.ConfigDict,
+    examples: Examples,
+    batch_size: int,
+    shard: tuple[int, int] = (0, 1),
 ) -> Iterator[HostBatch]:
     """Every example once, in order; the last batch is filled up with examples of weight 0.
+
+    Args:
+        config: reads `data`.
+        examples: of a split.
+        batch_size: of this host.
+        shard: (this host's number, number of hosts); a host gets every so many-th example.
 
     Yields:
         what `train_batches` yields, `index` int32 [b] (the example's number) and `weight`
         float32 [b].
     """
-    count = len(examples)
-    places = np.arange(-(-count // batch_size) * batch_size).reshape(-1, batch_size)
+    count, (host, hosts) = len(examples), shard
+    steps = -(-len(range(host, count, hosts)) // batch_size)
+    places = host + hosts * np.arange(steps * batch_size).reshape(-1, batch_size)
     numbers = np.minimum(places, count - 1)
     for (image, mask), place, batch in zip(
         _decode(config.data, examples, numbers), places, numbers, strict=True

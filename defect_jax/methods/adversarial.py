@@ -72,7 +72,7 @@ def adversarial_autoencoder(config: ml_collections.ConfigDict) -> Method:
     )
     return Method(
         init=functools.partial(_init, players, txs),
-        phases=(Phase(steps.adversarial_step(losses, txs)),),
+        phases=(Phase(steps.adversarial_step(losses, txs, config.train.accumulate)),),
         predict=functools.partial(_predict, generator, rebuilding, method.score),
     )
 

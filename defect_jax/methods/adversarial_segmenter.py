@@ -52,7 +52,7 @@ def adversarial_segmenter(config: ml_collections.ConfigDict) -> Method:
     )
     return Method(
         init=functools.partial(_init, players, txs, config.data.num_classes),
-        phases=(Phase(steps.adversarial_step(losses, txs)),),
+        phases=(Phase(steps.adversarial_step(losses, txs, config.train.accumulate)),),
         predict=predictor(config, players["generator"], "generator"),
     )
 

@@ -43,7 +43,7 @@ def autoencoder(config: ml_collections.ConfigDict) -> Method:
     )
     return Method(
         init=functools.partial(init_state, model, tx),
-        phases=(Phase(steps.gradient_step(losses, tx)),),
+        phases=(Phase(steps.gradient_step(losses, tx, config.train.accumulate)),),
         predict=functools.partial(_predict, model, rebuilding, corruption),
     )
 

@@ -61,9 +61,11 @@ def f_anogan(config: ml_collections.ConfigDict) -> Method:
     return Method(
         init=functools.partial(_init, players, txs, method.code_dim),
         phases=(
-            Phase(steps.adversarial_step(gan_losses, gan_txs)),
+            Phase(steps.adversarial_step(gan_losses, gan_txs, config.train.accumulate)),
             Phase(
-                steps.adversarial_step(encoder_losses, {"encoder": txs["encoder"]}),
+                steps.adversarial_step(
+                    encoder_losses, {"encoder": txs["encoder"]}, config.train.accumulate
+                ),
                 method.encoder_steps,
             ),
         ),

@@ -47,7 +47,7 @@ def segmenter(config: ml_collections.ConfigDict) -> Method:
     loss_fn = functools.partial(_losses, model, pixel_losses(config.method), config.augment)
     return Method(
         init=functools.partial(init_state, model, tx),
-        phases=(Phase(steps.gradient_step(loss_fn, tx)),),
+        phases=(Phase(steps.gradient_step(loss_fn, tx, config.train.accumulate)),),
         predict=predictor(config, model),
     )
 

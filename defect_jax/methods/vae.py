@@ -60,7 +60,7 @@ def vae(config: ml_collections.ConfigDict) -> Method:
     )
     return Method(
         init=functools.partial(init_state, model, tx),
-        phases=(Phase(steps.gradient_step(losses, tx)),),
+        phases=(Phase(steps.gradient_step(losses, tx, config.train.accumulate)),),
         predict=functools.partial(_predict, model, rebuilding, score_map),
     )
 

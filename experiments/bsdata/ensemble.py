@@ -186,10 +186,9 @@ def _check(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
             "method.smoothing 0"
         )
     last = phase_ends(config, make_method(config))[-1]
-    with checkpoint.manager(folder) as checkpoints:
-        step = checkpoints.latest_step()
+    step = max(checkpoint.steps(folder), default=0)
     if step != last:
-        raise UserError(f"{folder} is at step {step or 0} of {last}: finish it first")
+        raise UserError(f"{folder} is at step {step} of {last}: finish it first")
 
 
 def _predict(entry: Entry, examples: Examples) -> Iterator[Example]:

@@ -1,0 +1,330 @@
+"""Several processes that share a run: the results of one, and an end where one is missing."""
+
+import concurrent.futures
+import csv
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from defect_jax import checkpoint, distributed, report
+from defect_jax.errors import UserError
+from defect_jax.meeting import Group, meet
+
+ROOT = pathlib.Path(__file__).parents[1]
+NUM_STEPS, LOG_EVERY = 100, 5
+
+# As `python -m defect_jax.main`, without the seconds that importing TensorFlow takes.
+MAIN = """
+import runpy, sys
+for name in ("tensorflow", "tensorflow_datasets", "tensorboard"):
+    sys.modules[name] = None
+runpy.run_module("defect_jax.main", run_name="__main__")
+"""
+
+CONFIG = f"""
+from configs import bsdata_unet
+
+def get_config():
+    config = bsdata_unet.get_config()
+    config.method.update(width=4, depth=1, losses=("cross_entropy",))
+    config.augment.lighting_probability = 0.0
+    config.optimizer.update(learning_rate=1e-3, warmup_steps=1, ema_decay=0.0)
+    config.data.update(name="arrays", category="parts", image_size=(16, 32))
+    config.train.update(batch_size=8, num_steps={NUM_STEPS}, checkpoint_every=25)
+    config.train.log_every = {LOG_EVERY}
+    config.eval.update(batch_size=3, bootstrap_samples=20, num_shown=3, max_flagged_pixels=20)
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    """Holds a config and its images: 13 to train on, some good, and 7 to test."""
+    folder = tmp_path_factory.mktemp("distributed")
+    (folder / "config.py").write_text(CONFIG)
+    images = np.random.default_rng(0).integers(60, 255, (20, 16, 32, 3)).astype(np.uint8)
+    masks = np.zeros((20, 16, 32), np.uint8)
+    masks[::2, 4:9, 10:20] = 1
+    images[masks > 0] //= 3
+    arrays = {"train_image": images[:13], "train_mask": masks[:13]}
+    arrays |= {"test_image": images[13:], "test_mask": masks[13:]}
+    np.savez(folder / "parts.npz", **arrays)
+    return folder
+
+
+def start(folder: pathlib.Path, run: str, devices: int = 1, *flags: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", MAIN, f"--config={folder}/config.py"]
+    command += [f"--workdir={folder / run}", f"--config.data.root={folder}/parts.npz", *flags]
+    quickly = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    count = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": f"{count} {quickly}", "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start_pair(folder: pathlib.Path, run: str) -> list[subprocess.Popen]:
+    port = free_port()
+    return [start(folder, run, 1, *flags_of(port, number)) for number in range(2)]
+
+
+def flags_of(port: int, number: int) -> list[str]:
+    address = f"--coordinator_address=127.0.0.1:{port}"
+    return [address, "--num_processes=2", f"--process_id={number}"]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def finish(processes: list[subprocess.Popen]) -> list[str]:
+    """What they print, once they have ended well."""
+    prints = []
+    for process in processes:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        prints.append(out)
+    return prints
+
+
+@pytest.fixture(scope="module")
+def alone(folder) -> dict[int, pathlib.Path]:
+    """Runs of one process: number of devices -> folder."""
+    prints = finish([start(folder, f"devices_{count}", count) for count in (1, 2, 8)])
+    assert all("no TensorBoard events" in one for one in prints)
+    return {count: folder / f"devices_{count}" for count in (1, 2, 8)}
+
+
+@pytest.fixture(scope="module")
+def pair(folder) -> dict:
+    """A run of two processes, of which one is killed, and both started anew."""
+    first, second = start_pair(folder, "pair")
+    metrics = folder / "pair/metrics.jsonl"
+    while first.poll() is None and len(report.read_metrics(metrics)) < NUM_STEPS // LOG_EVERY // 2:
+        time.sleep(0.1)
+    second.kill()
+    _, error = first.communicate(timeout=120)
+    second.communicate()
+    prints = finish(start_pair(folder, "pair"))
+    return {"workdir": folder / "pair", "left": (first.returncode, error), "prints": prints}
+
+
+def losses(workdir: pathlib.Path) -> list[float]:
+    rows = report.read_metrics(workdir / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(LOG_EVERY, NUM_STEPS + 1, LOG_EVERY))
+    return [row["loss"] for row in rows]
+
+
+def metrics(workdir: pathlib.Path) -> dict:
+    results = json.loads((workdir / "eval/test/metrics.json").read_text())
+    return {key: value for key, value in checkpoint.flat(results).items() if key != "seconds"}
+
+
+def assert_same_results(one: pathlib.Path, other: pathlib.Path, rtol: float) -> None:
+    np.testing.assert_allclose(losses(one), losses(other), rtol=1e-4)
+    assert metrics(one).keys() == metrics(other).keys()
+    for key, value in metrics(one).items():
+        if value is None:
+            assert metrics(other)[key] is None
+        else:
+            np.testing.assert_allclose(metrics(other)[key], value, rtol, 1e-6, err_msg=key)
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_the_number_of_devices_does_not_change_a_run(alone, count):
+    # A single pixel at the threshold is a hundredth of the defects.
+    assert_same_results(alone[2], alone[count], rtol=0.03)
+
+
+def test_training_from_arrays_needs_no_tensorflow(alone):
+    """Which MAIN keeps from being imported."""
+    assert (alone[1] / "eval/test/overlays/sheet.png").is_file()
+
+
+def test_two_processes_give_the_results_of_one(alone, pair):
+    assert_same_results(alone[2], pair["workdir"], rtol=1e-4)
+    for name in ("images.csv", "defects.csv"):
+        tables = [
+            list(csv.DictReader((workdir / "eval/test" / name).open()))
+            for workdir in (alone[2], pair["workdir"])
+        ]
+        names = [[row["filename"] for row in table] for table in tables]
+        assert names[0] == names[1] and names[0] == sorted(names[0])
+
+
+def test_two_processes_write_the_files_of_one(alone, pair):
+    def files(workdir):
+        return {str(path.relative_to(workdir)) for path in workdir.glob("*")} | {
+            str(path.relative_to(workdir)) for path in workdir.glob("eval/**/*")
+        }
+
+    assert files(pair["workdir"]) == files(alone[2])
+
+
+def test_one_process_loads_what_two_have_saved(alone, pair):
+    for one, two in zip(
+        jax.tree.leaves(checkpoint.load_run(alone[2]).state),
+        jax.tree.leaves(checkpoint.load_run(pair["workdir"]).state),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-5)
+
+
+def test_the_first_process_alone_prints(pair):
+    assert "going on from step" in pair["prints"][0] and "dice" in pair["prints"][0]
+    assert pair["prints"][1] == ""
+
+
+def test_a_process_whose_partner_is_killed_ends_with_an_error(pair):
+    status, error = pair["left"]
+    assert status not in (None, 0)
+    assert "process 0" in error and "another process has ended" in error
+
+
+def test_a_process_that_does_not_come_is_named(folder):
+    flags = [*flags_of(free_port(), 0), "--process_timeout=2"]
+    process = start(folder, "missing", 1, *flags)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and out == ""
+    (line,) = err.strip().splitlines()
+    assert line.startswith("error: process 1 of 2 did not come to 127.0.0.1:")
+    assert not (folder / "missing").exists()
+
+
+def meetings(settings: list[dict], size: int, timeout: int) -> list[str]:
+    """What the first processes of a group hear when they meet."""
+    address = f"127.0.0.1:{free_port()}"
+
+    def hear(number: int) -> str:
+        try:
+            meet(Group(address, size, number), timeout, settings[number])
+        except UserError as error:
+            return str(error)
+        return ""
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return list(pool.map(hear, range(len(settings))))
+
+
+def test_processes_that_are_alike_go_on():
+    assert meetings([{"seed": 0, "size": (1, 2)}] * 3, 3, 30) == [""] * 3
+
+
+def test_all_processes_hear_which_of_them_differ_and_how():
+    settings = [{"seed": 0}, {"seed": 1, "extra": True}, {"seed": 0}, {"seed": 1, "extra": True}]
+    (heard,) = set(meetings(settings, 4, 30))
+    assert heard.startswith("processes 1, 3: extra is True, not absent, seed is 1, not 0")
+
+
+def test_all_processes_that_are_there_hear_which_are_missing():
+    (heard,) = set(meetings([{}, {}], 4, 1))
+    assert "processes 2, 3 of 4 did not come" in heard
+
+
+def test_a_missing_first_process_is_named():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("defect_jax.meeting._STRANGER_SECONDS", 0.0)
+        with pytest.raises(UserError, match="process 0 of 2 did not answer at 127"):
+            meet(Group(f"127.0.0.1:{free_port()}", 2, 1), 1, {})
+
+
+def test_strangers_at_the_door_are_sent_away():
+    address = f"127.0.0.1:{free_port()}"
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        meeting = pool.submit(meet, Group(address, 2, 0), 30, {})
+        for words in (b"GET / HTTP/1.1\r\n\r\n", b""):
+            knock(address, words)
+        meet(Group(address, 2, 1), 30, {})
+        meeting.result()
+
+
+def knock(address: str, words: bytes) -> None:
+    host, port = address.split(":")
+    for _ in range(100):
+        try:
+            with socket.create_connection((host, int(port))) as connection:
+                connection.sendall(words)
+                return
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+
+
+SLURM = {
+    "SLURM_JOB_ID": "4100",
+    "SLURM_STEP_NODELIST": "node[07-08]",
+    "SLURM_NTASKS": "2",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+}
+OPEN_MPI = {
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+}
+VARIABLES = {
+    "JAX_COORDINATOR_ADDRESS": "first:1234",
+    "JAX_NUM_PROCESSES": "3",
+    "JAX_PROCESS_ID": "2",
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "group"),
+    [
+        ({}, None),
+        (VARIABLES, Group("first:1234", 3, 2)),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "2"}, Group("node07:61444", 2, 1, [0])),
+        (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, Group("node07:61444", 2, 1)),
+        (SLURM | {"JAX_COORDINATOR_ADDRESS": "a:1"}, Group("a:1", 2, 1, [0])),
+        (SLURM | {"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, None),  # a shell in an allocation of two
+        ({key: SLURM[key] for key in SLURM if "STEP" not in key}, None),  # a batch script
+        (OPEN_MPI, Group("10.96.0.1:62624", 4, 3, [1])),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}, None),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
+    ],
+)
+def test_the_environment_announces_several_processes_or_none(monkeypatch, environment, group):
+    for name in list(os.environ):
+        if name.startswith(("SLURM", "OMPI", "JAX_COORD", "JAX_NUM", "JAX_PROC", "KUBER", "TPU")):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert distributed.find_group((None, None, None), 5) == group
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("a:1", None, None), "--coordinator_address without --num_processes and --process_id"),
+        ((None, 2, 0), "--num_processes and --process_id without --coordinator_address"),
+        (("a", 2, 0), "expected host:port"),
+        (("a:1", 2, 2), "numbered from 0 to 1"),
+        (("a:1", 2, -1), "two whole numbers"),
+    ],
+)
+def test_flags_that_make_no_sense_are_named(given, words):
+    with pytest.raises(UserError, match=words):
+        distributed.find_group(given, 5)
+
+
+def test_one_process_gathers_from_itself_and_meets_nobody():
+    distributed.start(("nowhere:1", 1, 0), 5, {})
+    assert distributed.is_first() and not jax.distributed.is_initialized()
+    assert distributed.everywhere(lambda: 3) == distributed.gather(3) == [3]

@@ -1,0 +1,145 @@
+"""Runs and images in an object store, for which a folder on this host stands in."""
+
+import pathlib
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from etils.epath import backend
+from orbax.checkpoint._src.path import gcs_utils
+
+from configs import bsdata_unet, mvtec_autoencoder
+from defect_jax import checkpoint, evaluate, report, run, visualize
+from defect_jax.data import datasets
+from defect_jax.errors import UserError
+from defect_jax.method import State
+from defect_jax.paths import resolve, to_path
+
+
+class Bucket:
+    """epath's backend of local files, by which gs://bucket is a folder."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = str(folder)
+
+    def __getattr__(self, name: str):
+        def call(*arguments, **options):
+            arguments = [str(a).replace("gs://bucket", self.folder) for a in arguments]
+            found = getattr(backend.os_backend, name)(*arguments, **options)
+            if name != "glob":
+                return found
+            return [path.replace(self.folder, "gs://bucket") for path in found]
+
+        return call
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    monkeypatch.setattr(backend, "tf_backend", Bucket(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(params=[mvtec_autoencoder, bsdata_unet])
+def config(request, shrink):
+    return shrink(request.param.get_config())
+
+
+def test_a_run_in_a_bucket_has_the_config_and_the_images_of_a_local_one(config, bucket, tmp_path):
+    local = run.open_run(config, tmp_path / "local", "train")
+    (bucket / "images").symlink_to(config.data.root)
+    config.data.root = "gs://bucket/images"
+    remote = run.open_run(config, to_path("gs://bucket/runs/first"), "train")
+    assert remote.data.train_digest == local.data.train_digest
+    assert remote.data.validation_files == local.data.validation_files
+    assert (bucket / "runs/first/config.json").is_file()
+    assert checkpoint.read_config("gs://bucket/runs/first").to_dict() == remote.to_dict()
+    again = run.open_run(config, to_path("gs://bucket/runs/first"), "train")
+    assert again.to_dict() == remote.to_dict()
+
+
+def test_results_are_written_to_a_bucket_and_read_from_there(bucket):
+    folder = to_path("gs://bucket/run/eval/test")
+    rows = [{"filename": 'a "b",\nc.png', "label": 1, "score": 0.25}]
+    evaluate._write_csv(folder / "images.csv", list(rows[0]), rows)
+    assert evaluate.read_images("gs://bucket/run") == rows
+    visualize.save(visualize.score_histogram(np.ones(3), np.ones(3), None), folder / "a/b.png")
+    assert (bucket / "run/eval/test/a/b.png").read_bytes().startswith(b"\x89PNG")
+    names = {path.name for path in bucket.rglob("*") if path.is_file()}
+    assert names == {"images.csv", "b.png"}
+
+
+def test_a_log_in_a_bucket_has_each_line_once(bucket):
+    path = to_path("gs://bucket/run/metrics.jsonl")
+    path.parent.mkdir(parents=True)
+    for first_step in (0, 1):  # started anew from the checkpoint of step 1
+        writer = report.JsonlWriter(path, first_step)
+        for step in range(first_step + 1, 4):
+            writer.write_scalars(step, {"loss": 0.5 * step})
+        assert [row["step"] for row in writer.kept] == list(range(1, first_step + 1))
+    assert report.read_metrics(path) == [{"step": n, "loss": 0.5 * n} for n in (1, 2, 3)]
+    assert [path.name for path in bucket.rglob("*") if path.is_file()] == ["metrics.jsonl"]
+
+
+@pytest.fixture
+def store(bucket, monkeypatch):
+    """Where TensorStore finds the bucket; Orbax asks Google's library what kind of bucket it is."""
+
+    def spec(path: str) -> dict:
+        return {"driver": "file", "path": path.replace("gs://bucket", str(bucket))}
+
+    monkeypatch.setattr(gcs_utils, "get_kvstore_for_gcs", spec)
+    monkeypatch.setattr(gcs_utils, "is_hierarchical_namespace_enabled", lambda path: False)
+    monkeypatch.setitem(sys.modules, "google.cloud", types.SimpleNamespace(storage=None))
+    return bucket
+
+
+def test_checkpoints_in_a_bucket_are_saved_kept_given_up_and_restored(store):
+    workdir = "gs://bucket/run"
+    checkpoint.write_config(workdir, bsdata_unet.get_config())
+
+    def state(step: int) -> State:
+        return State(
+            np.int32(step), np.zeros(2, np.uint32), {"w": np.full(99, step, np.float32)}, {}, (), {}
+        )
+
+    with checkpoint.manager(workdir, 2, 0) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoint.save(checkpoints, state(step), [{"loss": 0.5}])
+    assert checkpoint.steps(workdir) == [2, 3]
+    with checkpoint.manager(workdir, 2, 0) as checkpoints:
+        checkpoint.go_back(checkpoints, 2)
+        assert checkpoints.latest_step() == 2
+    assert checkpoint.went_back_to(workdir) == 2
+    restored = checkpoint.restore(workdir, jax.eval_shape(lambda: state(0)))
+    jax.tree.map(np.testing.assert_array_equal, restored, state(2))
+    assert (store / "run/given_up/0_step_3/state").is_dir()
+    (store / "run/checkpoints/2/commit_success.txt").unlink()  # as if it were half written
+    assert checkpoint.steps(workdir) == []
+
+
+def test_checkpoints_in_a_bucket_need_a_library_that_is_named(bucket, monkeypatch):
+    monkeypatch.setitem(sys.modules, "google.cloud", None)
+    with pytest.raises(UserError, match="pip install google-cloud-storage"):
+        checkpoint.steps("gs://bucket/run")
+
+
+def test_arrays_are_read_from_a_bucket(config, bucket):
+    np.savez(bucket / "parts.npz", train_image=np.zeros((2, 16, 32, 3), np.uint8))
+    config.data.update(name="arrays", root="gs://bucket/parts.npz", image_size=(16, 32))
+    assert len(datasets.load_split(config, "train")) == 2
+    config.data.root = "gs://bucket/none.npz"
+    with pytest.raises(UserError, match=r"gs://bucket/none\.npz is no file"):
+        datasets.load_split(config, "train")
+
+
+def test_local_paths_stay_as_they_are():
+    assert to_path("runs/~a") == pathlib.Path("runs/~a")
+    assert resolve(to_path("runs")) == pathlib.Path.cwd() / "runs"
+    assert str(resolve(to_path("gs://bucket/runs"))) == "gs://bucket/runs"
+
+
+def test_an_unknown_store_is_named():
+    with pytest.raises(UserError, match=r"ftp://a/b lies in a store of unknown kind"):
+        to_path("ftp://a/b")
