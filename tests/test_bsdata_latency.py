@@ -5,7 +5,6 @@ import io
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
@@ -105,8 +104,8 @@ def save_run(shrink, tmp_path):
         shapes = checkpoint.abstract_state(config, make_method(config))
         state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
         checkpoint.write_config(tmp_path, config)
-        with checkpoint.manager(tmp_path) as checkpoints:
-            checkpoints.save(0, args=ocp.args.StandardSave(state))
+        with checkpoint.manager(tmp_path, 1, 0) as checkpoints:
+            checkpoint.save(checkpoints, state, [])
         return str(tmp_path)
 
     return save_run

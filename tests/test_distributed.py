@@ -36,7 +36,7 @@ def get_config():
     config = bsdata_unet.get_config()
     config.method.update(width=4, depth=1, losses=("cross_entropy",))
     config.augment.lighting_probability = 0.0
-    config.optimizer.update(learning_rate=1e-3, warmup_steps=1, ema_decay=0.0)
+    config.optimizer.update(learning_rate=3e-4, warmup_steps=1, ema_decay=0.0)
     config.data.update(name="arrays", category="parts", image_size=(16, 32))
     config.train.update(batch_size=8, num_steps={NUM_STEPS}, checkpoint_every=25)
     config.train.log_every = {LOG_EVERY}

@@ -18,8 +18,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.fixture
 def handlers():
-    """Leaves the handlers of this process as they were."""
+    """Begins with Python's own handlers, and leaves those of this process as they were."""
     before = {number: signal.getsignal(number) for number in interruption._SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -18,10 +18,6 @@ import jax.numpy as jnp
 import kubernetes_validate
 import pytest
 import yaml
-from absl import flags
-from absl.testing import flagsaver
-
-from defect_jax import main
 
 ROOT = pathlib.Path(__file__).parents[1]
 PODS = ROOT / "experiments/pods"
@@ -167,16 +163,30 @@ def kubernetes_command(manifests):
     ]
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS, "kubernetes.yaml"])
-def test_the_main_program_takes_the_command(name, launch, manifests, monkeypatch):
-    command = kubernetes_command(manifests) if name not in SCRIPTS else starts(launch(name)[1])[0]
-    assert command[:3] == ["python", "-m", "defect_jax.main"]
-    assert any(word.startswith("--config=configs/") for word in command)
-    assert any(word.startswith("--workdir=") for word in command)
-    monkeypatch.setattr(sys, "argv", command[2:])  # where config_flags looks
+# In a process of its own, whose flags are no other test's; `sys.argv` is where config_flags looks.
+PARSE = """
+import json, sys
+from absl import flags
+from absl.testing import flagsaver
+from defect_jax import main
+for sys.argv in json.load(sys.stdin):
     with flagsaver.flagsaver():
         flags.FLAGS(sys.argv)
-        assert main.WORKDIR.value and main.CONFIG.value.train.num_steps
+        assert main.WORKDIR.value and main.CONFIG.value.train.num_steps, sys.argv
+"""
+
+
+def test_the_main_program_takes_the_commands(launch, manifests):
+    commands = [starts(launch(name)[1])[0] for name in SCRIPTS] + [kubernetes_command(manifests)]
+    for command in commands:
+        assert command[:3] == ["python", "-m", "defect_jax.main"]
+        assert any(word.startswith("--config=configs/") for word in command)
+        assert any(word.startswith("--workdir=") for word in command)
+    arguments = json.dumps([command[2:] for command in commands])
+    done = subprocess.run(
+        [sys.executable, "-c", PARSE], cwd=ROOT, input=arguments, text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_slurm_tells_the_processes_before_the_time_is_up():

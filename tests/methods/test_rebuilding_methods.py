@@ -370,7 +370,7 @@ def test_a_loss_that_explodes_stops_the_run_and_is_named(name, exploding, traine
     config, method, state, _ = trained(name)
     state = state.replace(params=jax.tree.map(lambda leaf: 1e30 * leaf, state.params))
     _, metrics = take_steps(method.phases[0], state, draw(config, defective=False), 80)
-    reporter = Reporter([], config.train.batch_size, 100, 100)
+    reporter = Reporter([], config.train.batch_size, 100, 100, [])
     reporter.add(80, metrics, 80)
     with pytest.raises(UserError, match=f"{exploding}.* not finite at step 1"):
         reporter.check(80)
