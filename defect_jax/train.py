@@ -75,9 +75,7 @@ def train(
                     state = devices.replicate(state)
                     state = _run_phases(config, method, state, reporter, checkpoints)
             if distributed.is_first():
-                figure = visualize.training_curves(report.read_metrics(workdir / "metrics.jsonl"))
-                events.write_images(last_step, {"training": visualize.to_array(figure)[None]})
-                visualize.save(figure, workdir / "training.png")
+                _draw_curves(workdir, events, last_step)
     seconds, steps = time.monotonic() - began, last_step - start
     print(
         f"{steps} steps in {seconds:.0f} s, compilation included: "
@@ -220,6 +218,12 @@ def _step_or_skip(
     finite = jnp.all(jnp.stack([jnp.isfinite(value) for value in metrics.values()]))
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
     return kept.replace(step=new.step), metrics | {"skipped": 1.0 - finite}
+
+
+def _draw_curves(workdir: pathlib.Path, events: Any, step: int) -> None:
+    figure = visualize.training_curves(report.read_metrics(workdir / "metrics.jsonl"))
+    events.write_images(step, {"training": visualize.to_array(figure)[None]})
+    visualize.save(figure, workdir / "training.png")  # last, as it says that training is done
 
 
 def _init_or_restore(

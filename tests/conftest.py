@@ -27,6 +27,21 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 _DEFAULT_DATA = pathlib.Path(__file__).parents[1] / "../shared/data"
 
 
+# For processes of which a test takes few steps, so that most of their time goes into the compiler.
+COMPILE_QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+@pytest.fixture(scope="session")
+def quick_environment():
+    """An environment of processes with so many virtual devices, in which programs compile fast."""
+
+    def quick_environment(devices: int) -> dict[str, str]:
+        count = f"--xla_force_host_platform_device_count={devices}"
+        return os.environ | {"XLA_FLAGS": f"{count} {COMPILE_QUICKLY}", "JAX_PLATFORMS": "cpu"}
+
+    return quick_environment
+
+
 @pytest.fixture(scope="session")
 def data_root() -> pathlib.Path:
     """The folder of real images (`mvtec/`, `bsdata/`); skips the test where there is none."""

@@ -60,24 +60,28 @@ def folder(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
-def start(folder: pathlib.Path, run: str, devices: int = 1, *flags: str) -> subprocess.Popen:
-    command = [sys.executable, "-c", MAIN, f"--config={folder}/config.py"]
-    command += [f"--workdir={folder / run}", f"--config.data.root={folder}/parts.npz", *flags]
-    quickly = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    count = f"--xla_force_host_platform_device_count={devices}"
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": f"{count} {quickly}", "JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture(scope="module")
+def start(folder, quick_environment):
+    """Starts a process of a run."""
+
+    def start(run: str, devices: int = 1, *flags: str) -> subprocess.Popen:
+        command = [sys.executable, "-c", MAIN, f"--config={folder}/config.py"]
+        command += [f"--workdir={folder / run}", f"--config.data.root={folder}/parts.npz", *flags]
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=quick_environment(devices),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
 
 
-def start_pair(folder: pathlib.Path, run: str) -> list[subprocess.Popen]:
+def start_pair(start, run: str) -> list[subprocess.Popen]:
     port = free_port()
-    return [start(folder, run, 1, *flags_of(port, number)) for number in range(2)]
+    return [start(run, 1, *flags_of(port, number)) for number in range(2)]
 
 
 def flags_of(port: int, number: int) -> list[str]:
@@ -101,24 +105,24 @@ def finish(processes: list[subprocess.Popen]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def alone(folder) -> dict[int, pathlib.Path]:
+def alone(folder, start) -> dict[int, pathlib.Path]:
     """Runs of one process: number of devices -> folder."""
-    prints = finish([start(folder, f"devices_{count}", count) for count in (1, 2, 8)])
+    prints = finish([start(f"devices_{count}", count) for count in (1, 2, 8)])
     assert all("no TensorBoard events" in one for one in prints)
     return {count: folder / f"devices_{count}" for count in (1, 2, 8)}
 
 
 @pytest.fixture(scope="module")
-def pair(folder) -> dict:
+def pair(folder, start) -> dict:
     """A run of two processes, of which one is killed, and both started anew."""
-    first, second = start_pair(folder, "pair")
+    first, second = start_pair(start, "pair")
     metrics = folder / "pair/metrics.jsonl"
     while first.poll() is None and len(report.read_metrics(metrics)) < NUM_STEPS // LOG_EVERY // 2:
         time.sleep(0.1)
     second.kill()
     _, error = first.communicate(timeout=120)
     second.communicate()
-    prints = finish(start_pair(folder, "pair"))
+    prints = finish(start_pair(start, "pair"))
     return {"workdir": folder / "pair", "left": (first.returncode, error), "prints": prints}
 
 
@@ -194,9 +198,9 @@ def test_a_process_whose_partner_is_killed_ends_with_an_error(pair):
     assert "process 0" in error and "another process has ended" in error
 
 
-def test_a_process_that_does_not_come_is_named(folder):
+def test_a_process_that_does_not_come_is_named(folder, start):
     flags = [*flags_of(free_port(), 0), "--process_timeout=2"]
-    process = start(folder, "missing", 1, *flags)
+    process = start("missing", 1, *flags)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1 and out == ""
     (line,) = err.strip().splitlines()

@@ -1,6 +1,5 @@
 """A run that is asked to stop ends with the status that has it started again, and goes on."""
 
-import os
 import pathlib
 import re
 import signal
@@ -81,13 +80,18 @@ main.main(sys.argv[:1])
 """
 
 
-def test_sigterm_saves_and_exits_with_75(config, tmp_path):
+def test_sigterm_saves_and_exits_with_75(config, tmp_path, quick_environment):
     """That the run goes on from there in the same bits: see test_train.py."""
     checkpoint.write_config(tmp_path / "config", config)
     workdir = tmp_path / "run"
     command = [sys.executable, "-c", MAIN, str(tmp_path / "config"), f"--workdir={workdir}"]
     with subprocess.Popen(
-        command, cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        env=quick_environment(1),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         while "step 4/" not in process.stdout.readline():
             assert process.poll() is None

@@ -3,7 +3,6 @@
 import contextlib
 import gzip
 import json
-import os
 import re
 import shutil
 import signal
@@ -252,18 +251,13 @@ np.savez(out + "/leaves.npz", *[np.asarray(leaf) for leaf in leaves], devices=ja
 """
 
 
-@pytest.fixture(scope="module")
-def game(shrink):
-    """GANomaly: two players, batch statistics in both."""
+def test_one_step_of_a_game_on_eight_devices_equals_one_step_on_one(
+    shrink, tmp_path, quick_environment
+):
+    """GANomaly: two players, batch statistics in both. Of many steps see test_distributed.py."""
     config = shrink(mvtec_ganomaly.get_config())
-    config.data.image_size = (32, 32)
-    return config
-
-
-def test_one_step_of_a_game_on_eight_devices_equals_one_step_on_one(game, tmp_path):
-    """Of a segmenter, and many steps: see test_distributed.py."""
-    config = game.copy_and_resolve_references()
     config.train.update(batch_size=8, num_steps=1)
+    config.data.image_size = (32, 32)
     # Adam divides by the gradient's size, which blows rounding up where the gradient is zero.
     config.optimizer.update(name="sgd", schedule="constant", learning_rate=0.01, warmup_steps=0)
     results = []
@@ -271,9 +265,8 @@ def test_one_step_of_a_game_on_eight_devices_equals_one_step_on_one(game, tmp_pa
         workdir = tmp_path / str(devices)
         workdir.mkdir()
         checkpoint.write_config(tmp_path / "config", config)
-        flags = f"--xla_force_host_platform_device_count={devices}"
         command = [sys.executable, "-c", ONE_STEP, str(tmp_path / "config"), str(workdir)]
-        subprocess.run(command, check=True, env=os.environ | {"XLA_FLAGS": flags})
+        subprocess.run(command, check=True, env=quick_environment(devices))
         results.append(np.load(workdir / "leaves.npz"))
     one, eight = results
     initial = jax.tree.leaves(initial_state(config).params)
