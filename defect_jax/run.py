@@ -1,5 +1,6 @@
 """One run, over one category or all, or one for each category."""
 
+import math
 import pathlib
 from typing import Any
 
@@ -140,6 +141,9 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"data.one_model is True with data.category '{config.data.category}': set "
             "data.category to all, or data.one_model to False"
         )
+    for field, value in checkpoint.flat(config.to_dict()).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{field} is {value}: it must be a finite number")
     check_batch_size(config)
     require(config.train.on_nonfinite, ON_NONFINITE, "train.on_nonfinite")
     pipeline.check(config)

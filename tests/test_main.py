@@ -53,6 +53,7 @@ def config(shrink):
         ("method.residual", "l7", "unknown method.residual 'l7'"),
         ("data.image_size", (100, 100), "128"),
         ("train.batch_size", 0, "train.batch_size is 0"),
+        ("optimizer.learning_rate", float("inf"), "learning_rate is inf: it must be a finite"),
         ("train.log_every", 0, "train.log_every is 0: it must be at least 1"),
         ("train.max_to_keep", 0, "train.max_to_keep is 0: it must be at least 1"),
         ("train.keep_every", -1, "train.keep_every is -1: it must be 0 or a multiple of"),

@@ -200,7 +200,7 @@ class BergmannEncoder(nn.Module):
         if (height, width) != (128, 128):
             raise errors.UserError(
                 f"bergmann takes images of 128x128 pixels, found {height}x{width}: "
-                "set the image size to 128"
+                "set data.image_size"
             )
         for features, size, stride in _BERGMANN:
             x = _leaky(layers.Conv(features, (size, size), (stride, stride), dtype=self.dtype)(x))

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -53,12 +54,14 @@ def load_vgg16(path: str) -> Weights:
         (kernel [3, 3, in, out], bias [out]) of each of the 13 convolutions, float32.
 
     Raises:
-        UserError: no such file, or one without these arrays.
+        UserError: no such file, or one that is no .npz or lacks these arrays.
     """
     if not pathlib.Path(path).is_file():
         raise UserError(f"method.backbone_weights {path} is no file: give VGG-16's weights as .npz")
     weights: list[tuple[np.ndarray, np.ndarray]] = []
     before, number = 3, 0
+    if not zipfile.is_zipfile(path):  # which an .npz is
+        raise UserError(f"method.backbone_weights {path} is no .npz: save torchvision's vgg16 so")
     with np.load(path) as arrays:
         for channels in _LAYERS:
             if not channels:

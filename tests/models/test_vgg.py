@@ -58,6 +58,9 @@ def test_features_are_those_of_the_layers_one_by_one(arrays, tmp_path):
 def test_a_file_that_lacks_weights_is_named(arrays, tmp_path):
     with pytest.raises(UserError, match=r"none.npz is no file"):
         vgg.load_vgg16(str(tmp_path / "none.npz"))
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    with pytest.raises(UserError, match=r"array.npy is no .npz"):
+        vgg.load_vgg16(str(tmp_path / "array.npy"))
     del arrays["features.17.weight"]
     with pytest.raises(UserError, match=r"features.17.weight \[512, 256, 3, 3\].*found nothing"):
         vgg.load_vgg16(save(tmp_path / "short.npz", arrays))
