@@ -31,7 +31,15 @@ def vgg16_features(weights: Weights, image: jax.Array) -> jax.Array:
 
     Returns:
         [B, H // 32, W // 32, 512] float32, at least 0.
+
+    Raises:
+        UserError: the images are smaller.
     """
+    if min(image.shape[1:3]) < 32:
+        raise UserError(
+            f"VGG-16 takes images of at least 32x32 pixels, found {image.shape[1]}x"
+            f"{image.shape[2]}: set data.image_size, or no method.backbone_weights"
+        )
     x = (jnp.broadcast_to(image, (*image.shape[:3], 3)) - jnp.array(_MEAN)) / jnp.array(_STD)
     layers = iter(weights)
     for channels in _LAYERS:
