@@ -1,5 +1,6 @@
 """The one exception for what a user can mend."""
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -19,6 +20,13 @@ def require(value: Any, known: Collection, kind: str) -> None:
     if value not in known:
         choices = ", ".join(str(choice) for choice in sorted(known))
         raise UserError(f"unknown {kind} '{value}': choose one of {choices}")
+
+
+def require_within(value: float, least: float, most: float, name: str) -> None:
+    """Raises UserError where `value` is less than `least` or more than `most`, which may be inf."""
+    if not least <= value <= most:
+        bounds = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+        raise UserError(f"{name} is {value}: it must be {bounds}")
 
 
 def field(node: ml_collections.ConfigDict, name: str, path: str) -> Any:

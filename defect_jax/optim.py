@@ -1,5 +1,6 @@
 """Schedules, optimizers, and the average of the parameters."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from defect_jax.errors import UserError, lookup
+from defect_jax.errors import UserError, lookup, require_within
 from defect_jax.method import State
 
 
@@ -32,6 +33,15 @@ SCHEDULES = {"constant": _constant, "step": _step, "cosine": _cosine}
 OPTIMIZERS = {
     "adam": lambda b1, b2: optax.scale_by_adam(b1=b1, b2=b2),
     "sgd": lambda b1, b2: optax.trace(decay=b1),
+}
+# Of what may be no less than 0.
+_MOST = {
+    "learning_rate": math.inf,
+    "clip_norm": math.inf,
+    "weight_decay": math.inf,
+    "b1": 1.0,
+    "b2": 1.0,
+    "ema_decay": 1.0,
 }
 
 
@@ -80,8 +90,10 @@ def make_optimizer(
         num_steps: the length of the run.
 
     Raises:
-        UserError: an unknown name or a warm-up that is too long.
+        UserError: an unknown name, a warm-up that is too long, or a number out of its range.
     """
+    for name, most in _MOST.items():
+        require_within(config[name], 0, most, f"optimizer.{name}")
     scale_by = lookup(OPTIMIZERS, config.name, "optimizer.name")
     schedule = make_schedule(config, num_steps)
     return optax.chain(

@@ -210,10 +210,13 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.images < 1:
         parser.error("--images must be at least 1")
+    runs = dict(options.runs)
+    if len(runs) < len(options.runs):
+        parser.error("--runs has a name twice: each run needs its own")
     logging.set_verbosity(logging.ERROR)  # Orbax and tfds tell their inner life at INFO
     runtime.set_up()
     try:
-        rows = compare(dict(options.runs), options.images, options.root)
+        rows = compare(runs, options.images, options.root)
         visualize.save(draw(rows), options.out)
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")

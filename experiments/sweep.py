@@ -160,6 +160,9 @@ def make_cells(
         loaded[stem] = load_config(name)
         for assignment in overrides:
             override(loaded[stem], assignment, stem)
+    for category in categories:
+        if pathlib.PurePath(category).name != category:
+            raise UserError(f"--categories has '{category}': give names, as folders have them")
     grid = []
     for seed, (name, config) in itertools.product(seeds, loaded.items()):
         if config.data.one_model:

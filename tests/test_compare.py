@@ -84,3 +84,10 @@ def test_what_cannot_be_compared_is_named(compare, runs, tmp_path):
     config.data.category = "another"
     checkpoint.write_config(other, config)
     fails(other, "other is a run on mvtec 'another', .* on mvtec 'part': compare runs on the same")
+
+
+def test_two_runs_of_one_name_are_not_compared(compare, runs, tmp_path, capsys):
+    named = [f"one={folder}" for folder in runs.values()]
+    with pytest.raises(SystemExit):
+        compare.main([f"--out={tmp_path / 'compare.png'}", "--runs", *named])
+    assert "has a name twice" in capsys.readouterr().err

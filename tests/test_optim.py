@@ -74,6 +74,8 @@ def test_reported_rate_is_the_rate_of_the_update(config):
         ("name", "adamax", "unknown optimizer.name 'adamax': choose one of adam, sgd"),
         ("schedule", "linear", "unknown optimizer.schedule 'linear': choose one of constant"),
         ("warmup_steps", 11, "optimizer.warmup_steps is 11"),
+        ("learning_rate", -1.0, "optimizer.learning_rate is -1.0: it must be at least 0"),
+        ("b1", 1.5, "optimizer.b1 is 1.5: it must be from 0 to 1"),
     ],
 )
 def test_bad_fields_are_named(config, field, value, message):

@@ -296,6 +296,7 @@ def test_the_table_is_mean_and_sample_deviation(module, tmp_path):
         (["--set", "data.category=part"], "give --categories instead"),
         (["--configs=mvtec_autoencodr"], "no config .*did you mean mvtec_autoencoder"),
         (["--configs=quickstart,configs/quickstart.py"], "two of the name 'quickstart'"),
+        (["--categories=../other"], "has '../other': give names"),
         (["--categories=all", "--set", "data.root=/nowhere"], "/nowhere"),
     ],
 )  # fmt: skip

@@ -7,6 +7,7 @@ is the paper's izi_f.
 """
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +18,7 @@ import optax
 
 from defect_jax import models, optim, steps
 from defect_jax.data.augment import augment
-from defect_jax.errors import UserError, require
+from defect_jax.errors import require, require_within
 from defect_jax.losses.adversarial import gradient_penalty
 from defect_jax.losses.latent import squared_distance
 from defect_jax.method import Batch, Method, Phase, State, apply_train, init_players, to_float
@@ -81,8 +82,7 @@ def _check(method: ml_collections.ConfigDict) -> None:
         ("feature_weight", method.feature_weight, 0),
         ("discriminator_learning_rate", method.discriminator_learning_rate, 0),
     ):
-        if not value >= least:
-            raise UserError(f"method.{name} is {value}: it must be at least {least}")
+        require_within(value, least, math.inf, f"method.{name}")
 
 
 def _make_txs(config: ml_collections.ConfigDict) -> dict[str, optax.GradientTransformation]:

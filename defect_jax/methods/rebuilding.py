@@ -1,6 +1,7 @@
 """What all methods that rebuild images share: pixel losses, and how residuals become scores."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from defect_jax.errors import UserError, lookup
+from defect_jax.errors import UserError, lookup, require_within
 from defect_jax.losses.pixel import RESIDUALS
 from defect_jax.methods.scoring import score_image
 
@@ -31,10 +32,15 @@ def make_rebuilding(method: ml_collections.ConfigDict) -> Rebuilding:
     """Reads `losses`, `residual` (names of `RESIDUALS`), `ssim_windows`, and what scoring reads.
 
     Raises:
-        UserError: an unknown name, no losses at all, or a window that SSIM cannot take.
+        UserError: an unknown name, no losses at all or one twice, a window that SSIM cannot take,
+            or what scoring cannot.
     """
     if not method.losses:
         raise UserError("method.losses is empty: name at least one")
+    if len(set(method.losses)) < len(method.losses):
+        raise UserError(f"method.losses is {tuple(method.losses)}: name each once")
+    require_within(method.smoothing, 0, math.inf, "method.smoothing")
+    require_within(method.top_fraction, 0, 1, "method.top_fraction")
     windows = tuple(method.ssim_windows)
     if not windows or any(window < 3 or window % 2 == 0 for window in windows):
         raise UserError(f"method.ssim_windows is {windows}: name odd sizes of 3 pixels or more")

@@ -4,13 +4,14 @@ The functions here read what a network needs from the config; the networks know 
 """
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
 import ml_collections
 
 from defect_jax.devices import AXIS
-from defect_jax.errors import UserError, field, lookup, require
+from defect_jax.errors import UserError, field, lookup, require, require_within
 from defect_jax.method import DTYPES
 from defect_jax.models import autoencoder, dcgan, srgan
 from defect_jax.models.autoencoder import Autoencoder, Stages
@@ -30,8 +31,7 @@ def _shared(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def _size(config: ml_collections.ConfigDict, name: str) -> int:
     """A field of `config.method` that counts channels or levels."""
     value = field(config.method, name, "method")
-    if value < 1:
-        raise UserError(f"method.{name} is {value}: it must be at least 1")
+    require_within(value, 1, math.inf, f"method.{name}")
     return value
 
 

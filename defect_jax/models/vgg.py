@@ -77,7 +77,7 @@ def load_vgg16(path: str) -> Weights:
                 continue
             kernel, bias = (arrays.get(f"features.{number}.{part}") for part in ("weight", "bias"))
             shape = (channels, before, 3, 3)
-            if kernel is None or bias is None or kernel.shape != shape:
+            if kernel is None or bias is None or (kernel.shape, bias.shape) != (shape, (channels,)):
                 found = "nothing" if kernel is None else list(kernel.shape)
                 raise UserError(
                     f"method.backbone_weights {path}: expected features.{number}.weight "

@@ -326,6 +326,9 @@ def test_the_consistent_loss_of_a_vae_leaves_the_divergence_alone(trained):
     ("name", "field", "value", "message"),
     [
         ("autoencoder", "losses", (), "method.losses is empty"),
+        ("autoencoder", "losses", ("ssim", "ssim"), "'ssim'.*: name each once"),
+        ("autoencoder", "smoothing", -1.0, "method.smoothing is -1.0: it must be at least 0"),
+        ("autoencoder", "top_fraction", 2.0, "method.top_fraction is 2.0: it must be from 0 to 1"),
         ("autoencoder", "ssim_windows", (4,), r"method.ssim_windows is \(4,\): name odd sizes"),
         ("autoencoder", "code_dim", 0, "method.code_dim is 0: it must be at least 1"),
         ("autoencoder", "model", "red_net", "has no field method.skips"),
