@@ -23,7 +23,7 @@ from defect_jax import distributed, watch
 from defect_jax.errors import UserError
 from defect_jax.method import Batch, Method, State
 from defect_jax.methods import make_method
-from defect_jax.paths import is_remote, resolve, to_path
+from defect_jax.paths import is_remote, resolve, to_path, write_atomically
 
 # What may change between two starts of one run: where things lie and how often it reports, but
 # nothing that the parameters depend on.
@@ -271,13 +271,13 @@ def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes JSON so that a reader never sees half a file; process 0 alone does."""
-    if not distributed.is_first():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    partial.replace(path)
+    """Writes JSON so that a reader never sees half a file; process 0 alone does.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if distributed.is_first():
+        write_atomically(path, f"{json.dumps(value, indent=2, allow_nan=False)}\n".encode())
 
 
 def _save(checkpoints: ocp.CheckpointManager, state: State, rows: list[dict[str, float]]) -> None:
@@ -328,14 +328,15 @@ def _given_up(workdir: str | pathlib.Path) -> pathlib.Path:
 
 
 def _folder(workdir: str | pathlib.Path) -> pathlib.Path:
-    if is_remote(workdir):
+    path = to_path(workdir)
+    if is_remote(path):
         try:
             from google.cloud import storage  # noqa: F401, of which Orbax makes use
         except ImportError as error:
             raise UserError(
                 f"checkpoints in {workdir} need Google's library: pip install google-cloud-storage"
             ) from error
-    return resolve(to_path(workdir)) / "checkpoints"
+    return resolve(path) / "checkpoints"
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:

@@ -38,7 +38,7 @@ from defect_jax.metrics import (
 from defect_jax.metrics.histogram import pr_curve, pro_curve, roc_curve
 from defect_jax.ops import tiles
 from defect_jax.ops.objects import Defect, find_defects, remove_small
-from defect_jax.paths import to_path
+from defect_jax.paths import to_path, write_atomically
 
 Predict = Callable[[pipeline.HostBatch], dict[str, np.ndarray]]
 # defect type -> metric name -> the metric's state after the images of that type
@@ -438,17 +438,14 @@ def choose_shown(examples: Examples, count: int) -> list[int]:
 
 
 def _write_csv(path: pathlib.Path, fields: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
-    """Writes a header and rows; the file takes its name when all are there."""
+    """Writes a header and rows; of several processes the first alone does."""
     if not distributed.is_first():
         return
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fields)
     writer.writeheader()
     writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(text.getvalue().encode())
-    partial.replace(path)
+    write_atomically(path, text.getvalue().encode())
 
 
 def _image_row(example: Example) -> dict[str, Any]:

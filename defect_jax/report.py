@@ -13,7 +13,7 @@ import numpy as np
 from defect_jax import devices, distributed, watch
 from defect_jax.errors import UserError
 from defect_jax.method import Metrics
-from defect_jax.paths import is_remote, to_path
+from defect_jax.paths import is_remote, naming, to_path, write_atomically
 
 
 class JsonlWriter:
@@ -32,16 +32,14 @@ class JsonlWriter:
         self._path = path
         self._lines = [json.dumps(row) + "\n" for row in self.kept]
         if distributed.is_first():
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(self._lines))
-            partial.replace(path)
+            write_atomically(path, "".join(self._lines).encode())
 
     def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
         if not distributed.is_first():
             return
         row = {"step": step} | {name: float(value) for name, value in scalars.items()}
         self._lines.append(json.dumps(row) + "\n")
-        with _naming(self._path):
+        with naming(self._path):
             if is_remote(self._path):  # object stores cannot append
                 self._path.write_text("".join(self._lines))
             else:
@@ -60,16 +58,6 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
     return rows
 
 
-@contextlib.contextmanager
-def _naming(path: Any) -> Iterator[None]:
-    """Turns whatever goes wrong inside into a UserError that names the file or folder."""
-    try:
-        yield
-    except Exception as error:  # TensorFlow has a kind of its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} cannot be written: {reason}: see to the disk") from error
-
-
 class _Events:
     """clu's writer, each row on the disk before the step's checkpoint is."""
 
@@ -77,12 +65,12 @@ class _Events:
         self._writer, self._workdir = writer, workdir
 
     def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
-        with _naming(f"TensorBoard's file in {self._workdir}"):
+        with naming(f"TensorBoard's file in {self._workdir}"):
             self._writer.write_scalars(step, scalars)
             self._writer.flush()
 
     def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
-        with _naming(f"TensorBoard's file in {self._workdir}"):
+        with naming(f"TensorBoard's file in {self._workdir}"):
             self._writer.write_images(step, images)
             self._writer.flush()
 
@@ -122,7 +110,8 @@ def tensorboard(
     if kept is not None:
         for path in to_path(workdir).glob("events.out.tfevents.*"):
             path.unlink()
-    writer = metric_writers.SummaryWriter(str(workdir))
+    with naming(f"TensorBoard's file in {workdir}"):
+        writer = metric_writers.SummaryWriter(str(workdir))
     events = _Events(writer, workdir)
     for row in kept or []:
         events.write_scalars(int(row["step"]), {k: v for k, v in row.items() if k != "step"})
