@@ -25,13 +25,16 @@ from defect_jax.method import Batch, Method, State
 from defect_jax.methods import make_method
 from defect_jax.paths import is_remote, resolve, to_path, write_atomically
 
-# What may change between two starts of one run: where things lie and how often it reports, but
-# nothing that the parameters depend on.
+# What may change between two starts of one run: where things lie, how often it reports, and what
+# lets it go on where it could not: past a step that is not finite, or in less memory. The last is
+# the same gradient in parts, but batch normalisation then has the statistics of the parts.
 FREE_FIELDS = (
     "profile",
     "data.root",
     "data.cache",
     "data.cache_dir",
+    "train.accumulate",
+    "train.on_nonfinite",
     "train.log_every",
     "train.checkpoint_every",
     "train.max_to_keep",
@@ -435,7 +438,7 @@ def _check(holds: bool, otherwise: str) -> None:
 
 
 def _fingerprint(config: ml_collections.ConfigDict) -> str:
-    """A digest of what a run's parameters depend on."""
+    """A digest of the fields by which two runs differ."""
     fields = flat(config.to_dict())
     return _digest({key: fields[key] for key in fields if not key.startswith(FREE_FIELDS)})
 

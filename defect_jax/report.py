@@ -15,6 +15,11 @@ from defect_jax.errors import UserError
 from defect_jax.method import Metrics
 from defect_jax.paths import is_remote, naming, to_path, write_atomically
 
+# Both are fields that a run cannot change once it has begun.
+_BEGIN_ANEW = (
+    "begin again in a new workdir with a lower optimizer.learning_rate or with optimizer.clip_norm"
+)
+
 
 class JsonlWriter:
     """Appends a line of JSON per step to `metrics.jsonl`.
@@ -223,8 +228,8 @@ class Reporter:
             if bad:
                 raise UserError(
                     f"{', '.join(bad)} is not finite at step {number}: the run is stopped and its "
-                    "last checkpoint kept; try a lower optimizer.learning_rate or "
-                    "optimizer.clip_norm, or train.on_nonfinite 'skip'"
+                    "last checkpoint kept; go on from there with train.on_nonfinite 'skip', or "
+                    + _BEGIN_ANEW
                 )
         self.rows += rows
         self._pending = []
@@ -235,8 +240,7 @@ class Reporter:
         if means.get("skipped") == len(rows):
             raise UserError(
                 f"loss or gradient was not finite at any of the {len(rows)} steps to {step}: the "
-                "run is stopped and its last checkpoint kept; try a lower "
-                "optimizer.learning_rate or optimizer.clip_norm"
+                f"run is stopped and its last checkpoint kept; {_BEGIN_ANEW}"
             )
         now, since, self._since = time.monotonic(), self._since, time.monotonic()
         if self._timed_steps:
