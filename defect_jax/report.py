@@ -145,7 +145,8 @@ def trace(wanted: bool, workdir: pathlib.Path) -> Iterator[Callable[[Any], Any]]
 class Reporter:
     """Gathers the metrics of every step and reports their means.
 
-    Metrics stay on the device until they are reported, so that steps are dispatched ahead.
+    Metrics stay on the device until they are reported, so that steps are dispatched ahead. They and
+    `images_per_second` are of all processes; `peak_memory_gib` is of the one that writes.
 
     Attributes:
         rows: the metrics of the steps since the last line of the log, as far as `check` has seen
