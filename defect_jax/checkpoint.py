@@ -25,22 +25,23 @@ from defect_jax.method import Batch, Method, State
 from defect_jax.methods import make_method
 from defect_jax.paths import is_remote, resolve, to_path, write_atomically
 
-# What may change between two starts of one run: where things lie, how often it reports, and what
-# lets it go on where it could not: past a step that is not finite, or in less memory. The last is
-# the same gradient in parts, but batch normalisation then has the statistics of the parts.
-FREE_FIELDS = (
+# What a checkpoint's fingerprint leaves out: where things lie and how often a run reports. With one
+# more or less, the checkpoints that are there would be taken for those of another config.
+_UNSIGNED_FIELDS = (
     "profile",
     "data.root",
     "data.cache",
     "data.cache_dir",
-    "train.accumulate",
-    "train.on_nonfinite",
     "train.log_every",
     "train.checkpoint_every",
     "train.max_to_keep",
     "train.keep_every",
     "eval.",
 )
+# What may change between two starts of one run: that, and what lets it go on where it could not,
+# past a step that is not finite or in less memory. The latter is the same gradient in parts, but
+# batch normalisation then has the statistics of the parts.
+FREE_FIELDS = (*_UNSIGNED_FIELDS, "train.accumulate", "train.on_nonfinite")
 
 
 class Run(NamedTuple):
@@ -438,9 +439,9 @@ def _check(holds: bool, otherwise: str) -> None:
 
 
 def _fingerprint(config: ml_collections.ConfigDict) -> str:
-    """A digest of the fields by which two runs differ."""
+    """A digest of what a run's parameters depend on, as the run began."""
     fields = flat(config.to_dict())
-    return _digest({key: fields[key] for key in fields if not key.startswith(FREE_FIELDS)})
+    return _digest({key: fields[key] for key in fields if not key.startswith(_UNSIGNED_FIELDS)})
 
 
 def _digest(value: Any) -> str:
