@@ -89,23 +89,18 @@ def evaluate(
     """
     check_defect_fields(config)
     home = to_path(workdir if results_folder is None else results_folder)
-    method = make_method(config)
-    state = checkpoint.restore(workdir, checkpoint.abstract_state(config, method), step)
-    predict = make_predict(method, state)
+    predict, step = _load(config, workdir, step)
     thresholds = calibrate(config, predict, home)
     examples = datasets.load_split(config, split)
     folder = home / "eval" / split
     start = time.monotonic()
     totals, shown = _measure(config, examples, predict, thresholds, folder)
-    results = _results(totals) | {
-        "num_images": len(examples),
-        "step": int(state.step),
-        "seconds": time.monotonic() - start,
-    }
+    seconds = time.monotonic() - start
+    results = _results(totals) | {"num_images": len(examples), "step": step, "seconds": seconds}
     checkpoint.write_json(folder / "metrics.json", results)
     _warn_of_brightness(results["brightness_auroc"])
     if distributed.is_first():
-        _draw(config, home, folder, totals, shown, results, thresholds)
+        _draw(home, folder, totals, shown, results, thresholds)
     return results
 
 
@@ -284,6 +279,15 @@ def read_thresholds(workdir: str | pathlib.Path) -> Thresholds | None:
         return None
     calibration = json.loads(path.read_text())
     return Thresholds(**calibration[calibration["rule"]])
+
+
+def _load(
+    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, step: int | None
+) -> tuple[Predict, int]:
+    """What a run's checkpoint predicts, the last one's where `step` is None, and its step."""
+    method = make_method(config)
+    state = checkpoint.restore(workdir, checkpoint.abstract_state(config, method), step)
+    return make_predict(method, state), int(state.step)
 
 
 def eval_batch_size(config: ml_collections.ConfigDict) -> int:
@@ -534,7 +538,6 @@ def _with_intervals(estimates: dict[str, Estimate]) -> dict[str, Any]:
 
 
 def _draw(
-    config: ml_collections.ConfigDict,
     workdir: pathlib.Path,
     folder: pathlib.Path,
     totals: Totals,
