@@ -23,11 +23,11 @@ from defect_jax import distributed, watch
 from defect_jax.errors import UserError
 from defect_jax.method import Batch, Method, State
 from defect_jax.methods import make_method
-from defect_jax.paths import is_remote, resolve, to_path
+from defect_jax.paths import is_remote, resolve, to_path, write_atomically
 
-# What may change between two starts of one run: where things lie and how often it reports, but
-# nothing that the parameters depend on.
-FREE_FIELDS = (
+# What a checkpoint's fingerprint leaves out: where things lie and how often a run reports. With one
+# more or less, the checkpoints that are there would be taken for those of another config.
+_UNSIGNED_FIELDS = (
     "profile",
     "data.root",
     "data.cache",
@@ -38,6 +38,10 @@ FREE_FIELDS = (
     "train.keep_every",
     "eval.",
 )
+# What may change between two starts of one run: that, and what lets it go on where it could not,
+# past a step that is not finite or in less memory. The latter is the same gradient in parts, but
+# batch normalisation then has the statistics of the parts.
+FREE_FIELDS = (*_UNSIGNED_FIELDS, "train.accumulate", "train.on_nonfinite")
 
 
 class Run(NamedTuple):
@@ -271,13 +275,13 @@ def flat(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes JSON so that a reader never sees half a file; process 0 alone does."""
-    if not distributed.is_first():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    partial.replace(path)
+    """Writes JSON so that a reader never sees half a file; process 0 alone does.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if distributed.is_first():
+        write_atomically(path, f"{json.dumps(value, indent=2, allow_nan=False)}\n".encode())
 
 
 def _save(checkpoints: ocp.CheckpointManager, state: State, rows: list[dict[str, float]]) -> None:
@@ -328,14 +332,15 @@ def _given_up(workdir: str | pathlib.Path) -> pathlib.Path:
 
 
 def _folder(workdir: str | pathlib.Path) -> pathlib.Path:
-    if is_remote(workdir):
+    path = to_path(workdir)
+    if is_remote(path):
         try:
             from google.cloud import storage  # noqa: F401, of which Orbax makes use
         except ImportError as error:
             raise UserError(
                 f"checkpoints in {workdir} need Google's library: pip install google-cloud-storage"
             ) from error
-    return resolve(to_path(workdir)) / "checkpoints"
+    return resolve(path) / "checkpoints"
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
@@ -434,9 +439,9 @@ def _check(holds: bool, otherwise: str) -> None:
 
 
 def _fingerprint(config: ml_collections.ConfigDict) -> str:
-    """A digest of what a run's parameters depend on."""
+    """A digest of what a run's parameters depend on, as the run began."""
     fields = flat(config.to_dict())
-    return _digest({key: fields[key] for key in fields if not key.startswith(FREE_FIELDS)})
+    return _digest({key: fields[key] for key in fields if not key.startswith(_UNSIGNED_FIELDS)})
 
 
 def _digest(value: Any) -> str:

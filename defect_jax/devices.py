@@ -32,7 +32,7 @@ def memory_bytes() -> int:
 
 
 def peak_bytes() -> int:
-    """The most memory in bytes that a local device has held; on CPUs, that this process has."""
+    """The most memory in bytes that a device of this process has held; on CPUs, the process."""
     statistics = [device.memory_stats() or {} for device in jax.local_devices()]
     peak = max(one.get("peak_bytes_in_use", 0) for one in statistics)
     status = pathlib.Path("/proc/self/status")

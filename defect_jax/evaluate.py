@@ -38,7 +38,7 @@ from defect_jax.metrics import (
 from defect_jax.metrics.histogram import pr_curve, pro_curve, roc_curve
 from defect_jax.ops import tiles
 from defect_jax.ops.objects import Defect, find_defects, remove_small
-from defect_jax.paths import to_path
+from defect_jax.paths import to_path, write_atomically
 
 Predict = Callable[[pipeline.HostBatch], dict[str, np.ndarray]]
 # defect type -> metric name -> the metric's state after the images of that type
@@ -89,23 +89,18 @@ def evaluate(
     """
     check_defect_fields(config)
     home = to_path(workdir if results_folder is None else results_folder)
-    method = make_method(config)
-    state = checkpoint.restore(workdir, checkpoint.abstract_state(config, method), step)
-    predict = make_predict(method, state)
+    predict, step = _load(config, workdir, step)
     thresholds = calibrate(config, predict, home)
     examples = datasets.load_split(config, split)
     folder = home / "eval" / split
     start = time.monotonic()
     totals, shown = _measure(config, examples, predict, thresholds, folder)
-    results = _results(totals) | {
-        "num_images": len(examples),
-        "step": int(state.step),
-        "seconds": time.monotonic() - start,
-    }
+    seconds = time.monotonic() - start
+    results = _results(totals) | {"num_images": len(examples), "step": step, "seconds": seconds}
     checkpoint.write_json(folder / "metrics.json", results)
     _warn_of_brightness(results["brightness_auroc"])
     if distributed.is_first():
-        _draw(config, home, folder, totals, shown, results, thresholds)
+        _draw(home, folder, totals, shown, results, thresholds)
     return results
 
 
@@ -286,6 +281,15 @@ def read_thresholds(workdir: str | pathlib.Path) -> Thresholds | None:
     return Thresholds(**calibration[calibration["rule"]])
 
 
+def _load(
+    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, step: int | None
+) -> tuple[Predict, int]:
+    """What a run's checkpoint predicts, the last one's where `step` is None, and its step."""
+    method = make_method(config)
+    state = checkpoint.restore(workdir, checkpoint.abstract_state(config, method), step)
+    return make_predict(method, state), int(state.step)
+
+
 def eval_batch_size(config: ml_collections.ConfigDict) -> int:
     """As the config has it, raised to a multiple of the number of devices."""
     count = jax.local_device_count()
@@ -438,17 +442,14 @@ def choose_shown(examples: Examples, count: int) -> list[int]:
 
 
 def _write_csv(path: pathlib.Path, fields: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
-    """Writes a header and rows; the file takes its name when all are there."""
+    """Writes a header and rows; of several processes the first alone does."""
     if not distributed.is_first():
         return
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fields)
     writer.writeheader()
     writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(text.getvalue().encode())
-    partial.replace(path)
+    write_atomically(path, text.getvalue().encode())
 
 
 def _image_row(example: Example) -> dict[str, Any]:
@@ -537,7 +538,6 @@ def _with_intervals(estimates: dict[str, Estimate]) -> dict[str, Any]:
 
 
 def _draw(
-    config: ml_collections.ConfigDict,
     workdir: pathlib.Path,
     folder: pathlib.Path,
     totals: Totals,

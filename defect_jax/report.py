@@ -13,7 +13,12 @@ import numpy as np
 from defect_jax import devices, distributed, watch
 from defect_jax.errors import UserError
 from defect_jax.method import Metrics
-from defect_jax.paths import is_remote, to_path
+from defect_jax.paths import is_remote, naming, to_path, write_atomically
+
+# Both are fields that a run cannot change once it has begun.
+_BEGIN_ANEW = (
+    "begin again in a new workdir with a lower optimizer.learning_rate or with optimizer.clip_norm"
+)
 
 
 class JsonlWriter:
@@ -32,16 +37,14 @@ class JsonlWriter:
         self._path = path
         self._lines = [json.dumps(row) + "\n" for row in self.kept]
         if distributed.is_first():
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(self._lines))
-            partial.replace(path)
+            write_atomically(path, "".join(self._lines).encode())
 
     def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
         if not distributed.is_first():
             return
         row = {"step": step} | {name: float(value) for name, value in scalars.items()}
         self._lines.append(json.dumps(row) + "\n")
-        with _naming(self._path):
+        with naming(self._path):
             if is_remote(self._path):  # object stores cannot append
                 self._path.write_text("".join(self._lines))
             else:
@@ -60,16 +63,6 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
     return rows
 
 
-@contextlib.contextmanager
-def _naming(path: Any) -> Iterator[None]:
-    """Turns whatever goes wrong inside into a UserError that names the file or folder."""
-    try:
-        yield
-    except Exception as error:  # TensorFlow has a kind of its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} cannot be written: {reason}: see to the disk") from error
-
-
 class _Events:
     """clu's writer, each row on the disk before the step's checkpoint is."""
 
@@ -77,12 +70,12 @@ class _Events:
         self._writer, self._workdir = writer, workdir
 
     def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
-        with _naming(f"TensorBoard's file in {self._workdir}"):
+        with naming(f"TensorBoard's file in {self._workdir}"):
             self._writer.write_scalars(step, scalars)
             self._writer.flush()
 
     def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
-        with _naming(f"TensorBoard's file in {self._workdir}"):
+        with naming(f"TensorBoard's file in {self._workdir}"):
             self._writer.write_images(step, images)
             self._writer.flush()
 
@@ -122,7 +115,8 @@ def tensorboard(
     if kept is not None:
         for path in to_path(workdir).glob("events.out.tfevents.*"):
             path.unlink()
-    writer = metric_writers.SummaryWriter(str(workdir))
+    with naming(f"TensorBoard's file in {workdir}"):
+        writer = metric_writers.SummaryWriter(str(workdir))
     events = _Events(writer, workdir)
     for row in kept or []:
         events.write_scalars(int(row["step"]), {k: v for k, v in row.items() if k != "step"})
@@ -151,7 +145,8 @@ def trace(wanted: bool, workdir: pathlib.Path) -> Iterator[Callable[[Any], Any]]
 class Reporter:
     """Gathers the metrics of every step and reports their means.
 
-    Metrics stay on the device until they are reported, so that steps are dispatched ahead.
+    Metrics stay on the device until they are reported, so that steps are dispatched ahead. They and
+    `images_per_second` are of all processes; `peak_memory_gib` is of the one that writes.
 
     Attributes:
         rows: the metrics of the steps since the last line of the log, as far as `check` has seen
@@ -234,8 +229,8 @@ class Reporter:
             if bad:
                 raise UserError(
                     f"{', '.join(bad)} is not finite at step {number}: the run is stopped and its "
-                    "last checkpoint kept; try a lower optimizer.learning_rate or "
-                    "optimizer.clip_norm, or train.on_nonfinite 'skip'"
+                    "last checkpoint kept; go on from there with train.on_nonfinite 'skip', or "
+                    + _BEGIN_ANEW
                 )
         self.rows += rows
         self._pending = []
@@ -246,8 +241,7 @@ class Reporter:
         if means.get("skipped") == len(rows):
             raise UserError(
                 f"loss or gradient was not finite at any of the {len(rows)} steps to {step}: the "
-                "run is stopped and its last checkpoint kept; try a lower "
-                "optimizer.learning_rate or optimizer.clip_norm"
+                f"run is stopped and its last checkpoint kept; {_BEGIN_ANEW}"
             )
         now, since, self._since = time.monotonic(), self._since, time.monotonic()
         if self._timed_steps:

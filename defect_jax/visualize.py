@@ -7,7 +7,6 @@ those of Okabe and Ito, "Color Universal Design" (2008), which the colour-blind 
 
 import io
 import math
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +20,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from defect_jax import distributed
-from defect_jax.paths import to_path
+from defect_jax.paths import to_path, write_atomically
 
 Curve = tuple[np.ndarray, np.ndarray]
 
@@ -392,19 +391,15 @@ def save(figure: Figure, path: str | pathlib.Path) -> None:
     """Writes a figure as PNG; the file takes its name when it is complete.
 
     Makes the folders that lead to it. Of several processes the first alone writes.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     if not distributed.is_first():
         return
-    path = to_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=figure.dpi)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(buffer.getvalue())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(to_path(path), buffer.getvalue())
 
 
 def _new_figure(size: tuple[float, float], layout: Any = None) -> Figure:

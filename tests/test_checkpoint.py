@@ -1,6 +1,7 @@
 """Checkpoints and configs on disk: what is damaged is named, what is whole comes back."""
 
 import contextlib
+import hashlib
 import os
 import pathlib
 import shutil
@@ -8,6 +9,7 @@ import tempfile
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -137,6 +139,15 @@ def test_a_checkpoint_of_another_shape_or_type_is_named(saved, abstract, leaf):
 def test_a_checkpoint_of_another_tree_is_named(saved, abstract):
     message = refusal(saved, abstract.replace(params=abstract.params | {"bias": abstract.step}))
     assert ".params['bias'] is absent there" in message
+
+
+def test_fields_that_became_free_leave_older_checkpoints_restorable():
+    """The fingerprint stands in all of them, so it has to stay what it was."""
+    config = ml_collections.ConfigDict(
+        {"profile": True, "train": {"accumulate": 2, "log_every": 1}}
+    )
+    expected = hashlib.sha256(b'{"train.accumulate": 2}').hexdigest()
+    assert checkpoint._fingerprint(config) == expected
 
 
 def test_a_checkpoint_of_another_config_is_named(workdir, abstract):

@@ -1,6 +1,8 @@
 """Runs and images in an object store, for which a folder on this host stands in."""
 
+import contextlib
 import pathlib
+import subprocess
 import sys
 import types
 
@@ -140,6 +142,94 @@ def test_local_paths_stay_as_they_are():
     assert str(resolve(to_path("gs://bucket/runs"))) == "gs://bucket/runs"
 
 
-def test_an_unknown_store_is_named():
-    with pytest.raises(UserError, match=r"ftp://a/b lies in a store of unknown kind"):
-        to_path("ftp://a/b")
+@pytest.mark.parametrize("kind", ["s3", "az", "hf", "memory", "file", "ftp"])
+def test_other_stores_are_refused_wherever_a_path_is_given(kind, config):
+    """Some of them epath would take, and something further on would not."""
+    name = f"{kind}://bucket/run"
+    words = f"{name} lies in a store of unknown kind: use a folder of this machine, or gs://"
+    for refused in (to_path, checkpoint.load_run, checkpoint.steps, evaluate.read_images):
+        with pytest.raises(UserError, match=f"^{words}$"):
+            refused(name)
+    with pytest.raises(UserError, match=f"^{words}$"):
+        run.run(config, name, "train")
+    config.data.root = name
+    with pytest.raises(UserError, match=f"^{words}$"):
+        datasets.load_split(config, "train")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 64 KiB, for as long as the test lasts."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("no program here mounts a disk to fill")
+    if done.returncode:
+        pytest.skip(f"no disk to fill can be mounted here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(disk: pathlib.Path) -> None:
+    with contextlib.suppress(OSError), (disk / "rest").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(512))
+
+
+def write_json(path: pathlib.Path) -> None:
+    checkpoint.write_json(path, {"image_auroc": 0.5})
+
+
+def write_table(path: pathlib.Path) -> None:
+    evaluate._write_csv(path, ["filename"], [{"filename": "a.png"}])
+
+
+def write_figure(path: pathlib.Path) -> None:
+    visualize.save(visualize.score_histogram(np.ones(3), np.ones(3), None), path)
+
+
+def write_log_anew(path: pathlib.Path) -> None:
+    report.JsonlWriter(path, 9)
+
+
+def open_events(path: pathlib.Path) -> None:
+    with report.tensorboard(path.parent):
+        pass
+
+
+OLD = '{"step": 1, "loss": 0.5}\n'
+WRITERS = [write_json, write_table, write_figure, write_log_anew]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_full_disk_is_told_with_the_file_and_the_one_before_stays(small_disk, write):
+    path = small_disk / "results"
+    path.write_text(OLD)
+    fill(small_disk)
+    with pytest.raises(UserError) as caught:
+        write(path)
+    assert str(caught.value) == (
+        f"{path} cannot be written: No space left on device: see to the disk and start again"
+    )
+    assert sorted(one.name for one in small_disk.iterdir()) == ["rest", "results"]
+    assert path.read_text() == OLD
+    (small_disk / "rest").unlink()
+    write(path)
+    assert sorted(one.name for one in small_disk.iterdir()) == ["results"]
+
+
+@pytest.mark.parametrize("write", [*WRITERS, open_events])
+def test_a_folder_that_cannot_be_made_is_told_with_the_file(tmp_path, write):
+    (tmp_path / "eval").touch()  # where a folder is wanted
+    with pytest.raises(UserError, match=f"{tmp_path}/eval.* cannot be written: ") as caught:
+        write(tmp_path / "eval/results")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_ends_tensorboard_with_its_folder(small_disk):
+    fill(small_disk)
+    with pytest.raises(UserError, match=rf"in {small_disk} cannot be written: .*No space left"):
+        open_events(small_disk / "events")

@@ -335,6 +335,21 @@ def test_a_run_of_which_every_step_is_skipped_is_stopped(skipping, tmp_path):
     assert checkpoint.steps(tmp_path) == [2]
 
 
+def test_the_advice_on_a_step_that_is_not_finite_can_be_followed(config, tmp_path, monkeypatch):
+    config = config.copy_and_resolve_references()
+    monkeypatch.setattr("defect_jax.train.make_method", lambda config: nan_at(5))
+    with pytest.raises(UserError) as stopped:
+        train(run.open_run(config, tmp_path, "train"), tmp_path)
+    assert "go on from there with train.on_nonfinite 'skip'" in str(stopped.value)
+    assert "in a new workdir with a lower optimizer.learning_rate" in str(stopped.value)
+    config.train.update(on_nonfinite="skip", accumulate=2)
+    state = train(run.open_run(config, tmp_path, "train"), tmp_path)
+    assert (state.step, state.params["w"]) == (6, 5)
+    config.optimizer.learning_rate /= 2
+    with pytest.raises(UserError, match=r"optimizer\.learning_rate .*use another workdir"):
+        run.open_run(config, tmp_path, "train")
+
+
 def poisoned_at(step: int):
     def poisoned_method(config):
         method = make_method(config)

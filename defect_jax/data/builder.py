@@ -101,17 +101,7 @@ def prepare(
         to_path(data_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _cannot_write(data_dir, error) from error
-    with (
-        _quiet(),
-        tqdm.tqdm(
-            desc=f"preparing {name}",
-            total=num_examples,
-            unit=" images",
-            leave=False,
-            delay=0.2,
-            disable=not distributed.is_first(),
-        ) as bar,
-    ):
+    with _quiet(), _progress(name, num_examples) as bar:
         counted = {s: functools.partial(_count, g, bar) for s, g in generators.items()}
         builder = PreparedExamples(data_dir, counted)
         try:
@@ -291,6 +281,18 @@ def _is_plain(image: Image.Image, data: bytes) -> bool:
         return False
     # Pillow does not tell a PNG's depth: it is byte 24, in the header that comes first.
     return image.format == "JPEG" or (data[24] == 8 and "transparency" not in image.info)
+
+
+def _progress(name: str, num_examples: int) -> tqdm.tqdm:
+    """A bar that shows where preparing takes long; of several processes the first has one."""
+    return tqdm.tqdm(
+        desc=f"preparing {name}",
+        total=num_examples,
+        unit=" images",
+        leave=False,
+        delay=0.2,
+        disable=not distributed.is_first(),
+    )
 
 
 def _count(generate: Callable[[], Iterable[dict]], bar: tqdm.tqdm) -> Iterator[dict]:

@@ -65,13 +65,8 @@ class UNet(nn.Module):
         _check_levels(self.supervised_levels, self.depth)
         norm = layers.normalization(self.normalization, train, self.dtype, self.axis_name)
         use_bias = self.normalization == "none"
-
-        def block(x: jax.Array, features: int) -> jax.Array:
-            conv = functools.partial(layers.Conv, features, use_bias=use_bias, dtype=self.dtype)
-            y = nn.relu(norm(conv((3, 3))(x)))
-            y = norm(conv((3, 3))(y))
-            return nn.relu(y + norm(conv((1, 1))(x)) if self.residual else y)
-
+        conv = functools.partial(layers.Conv, use_bias=use_bias, dtype=self.dtype)
+        block = functools.partial(_block, conv, norm, self.residual)
         x = _to_patches(x, self.patch_size)
         skips = []
         for level in range(self.depth):
@@ -91,6 +86,13 @@ class UNet(nn.Module):
         if self.supervised_levels > 1:
             return tuple(logits)
         return nn.sigmoid(logits[0]) if self.unit_range else logits[0]
+
+
+def _block(conv: Any, norm: Any, residual: bool, x: jax.Array, features: int) -> jax.Array:
+    """Two convolutions, to which a residual block adds its input."""
+    y = nn.relu(norm(conv(features, (3, 3))(x)))
+    y = norm(conv(features, (3, 3))(y))
+    return nn.relu(y + norm(conv(features, (1, 1))(x)) if residual else y)
 
 
 def _check_levels(supervised_levels: int, depth: int) -> None:

@@ -76,6 +76,7 @@ class Work(NamedTuple):
         rounds: all-reduces that wait for each other; those of one round go as one message.
         image_bytes: an image and its mask as they go to the device.
         file_pixels: of an image as it lies on disk.
+        file_bytes: of the same.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Work(NamedTuple):
     rounds: int
     image_bytes: int
     file_pixels: int
+    file_bytes: int
 
 
 # Of the TPU: peak and hosts from https://cloud.google.com/tpu/docs/v5e (a host of 8 chips has 224
@@ -109,24 +111,39 @@ def _h200(nodes: int) -> Machine:
 
 LARGEST = (_v5e(16, 16), _h200(8))
 MACHINES = (_v5e(4, 4), _v5e(8, 8), LARGEST[0], _h200(1), _h200(4), LARGEST[1])
+# What the launchers start as they are: the U-Net, on so many devices with such a global batch.
+LAUNCHED = {
+    "tpu.sh": (LARGEST[0], 1024),
+    "slurm.sbatch": (_h200(2), 512),
+    "kubernetes.yaml": (_h200(2), 512),
+}
 
 
-def works() -> tuple[Work, ...]:
-    """The U-Net of width 32 on 512x512 pixels, and the autoencoder as its config has it."""
-    unet = bsdata_unet.get_config()
-    unet.data.image_size = (512, 512)
-    unet.method.width = 32
-    # Their images: ball screws of 1130x460 pixels, screws of 1024x1024.
+def unet_config() -> ml_collections.ConfigDict:
+    """Of width 32 on 512x512 pixels, eight times the work of what the config has."""
+    config = bsdata_unet.get_config()
+    config.data.image_size = (512, 512)
+    config.method.width = 32
+    return config
+
+
+def works() -> tuple[Work, Work]:
+    """The U-Net and the autoencoder, which is as its config has it.
+
+    Their images: the 1104 ball screws of BSData are JPEGs of mostly 1130x460 pixels and 70 kB in
+    the mean; the 480 screws of MVTec AD are PNGs of 1024x1024 pixels in an archive of 195 MB.
+    """
+    autoencoder = mvtec_autoencoder.get_config()
     return (
-        count("U-Net, 512x512", unet, 1130 * 460),
-        count("autoencoder, 128x128", mvtec_autoencoder.get_config(), 1024 * 1024),
+        count("U-Net of width 32, 512x512", unet_config(), 1130 * 460, 70_000),
+        count("autoencoder, 128x128", autoencoder, 1024 * 1024, 195_000_000 // 480),
     )
 
 
 # ---------------------------------------------------------------------------------- the step
 
 
-def count(name: str, config: ml_collections.ConfigDict, file_pixels: int) -> Work:
+def count(name: str, config: ml_collections.ConfigDict, file_pixels: int, file_bytes: int) -> Work:
     """Traces the step of a config's first phase in bfloat16 and counts what it does."""
     config.dtype = "bfloat16"
     method = make_method(config)
@@ -148,6 +165,7 @@ def count(name: str, config: ml_collections.ConfigDict, file_pixels: int) -> Wor
         rounds,
         image["image"].nbytes + image["mask"].nbytes,
         file_pixels,
+        file_bytes,
     )
 
 
@@ -227,11 +245,17 @@ def compute_seconds(machine: Machine, work: Work) -> float:
     return work.flops / (machine.peak * PEAK_SHARE)
 
 
-def smallest_batch(machine: Machine, work: Work) -> int:
-    """Images a device from which on it computes for `EFFICIENCY` of the time.
+def efficiency(machine: Machine, work: Work, images: float) -> float:
+    """The share of its time that a device computes, with so many images of a batch.
 
     Nothing is taken to overlap, so computing for c seconds and summing for r is c / (c + r).
     """
+    computing = images * compute_seconds(machine, work)
+    return computing / (computing + all_reduce_seconds(machine, work.reduced_bytes, work.rounds))
+
+
+def smallest_batch(machine: Machine, work: Work) -> int:
+    """Images a device from which on its `efficiency` is at least `EFFICIENCY`."""
     waiting = all_reduce_seconds(machine, work.reduced_bytes, work.rounds)
     needed = waiting * EFFICIENCY / (1 - EFFICIENCY)
     return max(1, -int(-needed // compute_seconds(machine, work)))
@@ -241,7 +265,7 @@ def smallest_batch(machine: Machine, work: Work) -> int:
 
 
 def report(counted: Sequence[Work]) -> str:
-    """The tables as Markdown."""
+    """The tables as Markdown; the first of the works is what the launchers start."""
     steps = [
         [
             work.name,
@@ -258,13 +282,17 @@ def report(counted: Sequence[Work]) -> str:
         [
             _table("step | parameters | GFLOP an image | MB summed | rounds", steps),
             _table(
-                "step | devices | all-reduce, ms | images a device | global batch | step, ms "
-                "| images/s",
+                f"step | devices | all-reduce, ms | images a device for {100 * EFFICIENCY:.0f} % "
+                "| global batch | step, ms | images/s",
                 [_network_row(*pair) for pair in pairs],
             ),
             _table(
-                "step | devices | hosts | images/s of a host | decoded at most | GB/s to a device "
-                "| possible",
+                "launcher | devices | global batch | images a device | efficiency",
+                [_launch_row(name, *LAUNCHED[name], counted[0]) for name in LAUNCHED],
+            ),
+            _table(
+                "step | devices | hosts | images/s of a host | decoded at most | files, GB/s "
+                "| GB/s to a device | possible",
                 [_input_row(*pair) for pair in largest],
             ),
         ]
@@ -280,8 +308,14 @@ def _network_row(machine: Machine, work: Work) -> list[str]:
     return [work.name, machine.name, *figures, _short(images / seconds)]
 
 
+def _launch_row(name: str, machine: Machine, batch_size: int, work: Work) -> list[str]:
+    images = batch_size / num_devices(machine)
+    share = f"{100 * efficiency(machine, work, images):.0f} %"
+    return [f"`{name}`", machine.name, f"{batch_size:,}", _short(images), share]
+
+
 def _input_row(machine: Machine, work: Work) -> list[str]:
-    """At the rate at which the devices compute and never wait."""
+    """At the rate at which the devices compute and never wait; files are those of all hosts."""
     rate = 1 / compute_seconds(machine, work)  # of a device
     return [
         work.name,
@@ -289,6 +323,7 @@ def _input_row(machine: Machine, work: Work) -> list[str]:
         str(num_devices(machine) // machine.devices_per_host),
         _short(rate * machine.devices_per_host),
         _short(machine.cores * DECODED_PIXELS / work.file_pixels),
+        _short(rate * num_devices(machine) * work.file_bytes / 1e9),
         _short(rate * work.image_bytes / 1e9),
         _short(machine.host_link / 1e9),
     ]

@@ -21,6 +21,8 @@ command=(
     python -m defect_jax.main
     --config=configs/bsdata_unet.py
     --config.data.root=gs://my-bucket/BSData
+    --config.method.width=32
+    "--config.data.image_size=(512,512)"
     --config.dtype=bfloat16
     --config.train.batch_size=1024
     --workdir="$workdir"
