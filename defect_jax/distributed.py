@@ -218,18 +218,18 @@ def _is_alone(cluster: type[clusters.ClusterEnv]) -> bool:
 
 def _group_of_cluster(cluster: type[clusters.ClusterEnv], timeout: int) -> Group | None:
     """What a cluster tells, with the address from the environment if that has one."""
-    count = cluster.get_process_count()
-    if count == 1:
+    if cluster.get_process_count() == 1:
         return None
-    address = os.environ.get(VARIABLES[0]) or cluster.get_coordinator_address(
-        timeout_secs=timeout, override_coordinator_port=os.environ.get("JAX_COORDINATOR_PORT")
+    address = os.environ.get(VARIABLES[0]) or None
+    parts: Any = cluster.auto_detect_unset_distributed_params(
+        address, None, None, None, cluster.name, timeout
     )
-    local = cluster.get_local_process_id()
-    # As jax does, each process gets one device of its host; but all of them if it is alone there.
+    group = Group(*parts)
+    # By itself jax gives each process one device, even if it is alone on its host.
     on_host = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").split("(")[0]
     if "1" in (on_host, os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE")):
-        local = None
-    return Group(address, count, cluster.get_process_id(), None if local is None else [local])
+        return group._replace(devices=None)
+    return group
 
 
 def _check_devices() -> None:

@@ -398,6 +398,7 @@ def _run_phase(
             interruption.stop(f"at step {step}, saved")
         if step == last:
             break
+    calls.close()  # and with it the data pipeline, before the next phase begins its own
     checkpoint.wait(checkpoints, step)
     return state
 

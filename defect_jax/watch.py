@@ -7,6 +7,7 @@ Of several hosts, each tells the others that it lives and what it waits for, so 
 name the one that is to blame.
 """
 
+import atexit
 import contextlib
 import functools
 import itertools
@@ -27,8 +28,9 @@ HOSTS = "another host"
 PREDICTION = "the next image's prediction (data pipeline, compiler or devices)"
 STORAGE = "a checkpoint to be written (storage, or another host)"
 
-# In seconds. Before a host that is lost ends the others, see `distributed.start`.
+# In seconds. Both before a host that is lost ends the others, see `distributed.start`.
 _PATIENCE = 20.0
+_MOST_PATIENCE = 60.0  # where waits of the same kind have been as long before
 _LOOK_EVERY = 1.0
 _EXCHANGE_EVERY = 5.0
 _SILENT_AFTER = 15.0
@@ -46,7 +48,7 @@ class _Wait(NamedTuple):
 
 
 _waits: list[_Wait] = []
-_patience: dict[str, float] = {}  # for what has been told: after how long it is told again
+_patience: dict[str, float] = {}  # with what has been waited for long already
 _heard: dict[int, tuple[str, float]] = {}  # of each host, what it last told, and when
 
 
@@ -74,27 +76,36 @@ def _start() -> None:
     threading.Thread(target=_look_on, name="watch", daemon=True).start()
     if jax.distributed.is_initialized():
         # On a thread of its own, which hangs where process 0 does, as that has the store.
-        client = multihost.get_jax_distributed_client()
-        threading.Thread(target=_exchange, args=(client,), name="hosts", daemon=True).start()
+        client, over = multihost.get_jax_distributed_client(), threading.Event()
+        hosts = threading.Thread(target=_exchange, args=(client, over), name="hosts", daemon=True)
+        hosts.start()
+        # In reverse: a call to the store must not come back to an interpreter that is gone.
+        atexit.register(hosts.join, _LOOK_EVERY)
+        atexit.register(over.set)
 
 
 def _look_on() -> None:
+    told, again = None, 0.0
     while True:
         time.sleep(_LOOK_EVERY)
         for wait in _waits[:1]:
             waited = time.monotonic() - wait.since
-            if waited >= _patience.get(wait.what, _PATIENCE):
-                _patience[wait.what] = 2 * waited
-                line = str(wait)
-                if jax.process_count() > 1:
-                    line = "; ".join([f"host {jax.process_index()}, {line}", *_suspects(wait.what)])
-                print(line, file=sys.stderr, flush=True)
+            if waited >= (again if wait is told else _patience.get(wait.what, _PATIENCE)):
+                told, again = wait, 2 * waited
+                _patience[wait.what] = min(again, _MOST_PATIENCE)
+                print(_line(wait), file=sys.stderr, flush=True)
 
 
-def _exchange(client: Any) -> None:
+def _line(wait: _Wait) -> str:
+    if jax.process_count() == 1:
+        return str(wait)
+    return "; ".join([f"host {jax.process_index()}, {wait}", *_suspects(wait.what)])
+
+
+def _exchange(client: Any, over: threading.Event) -> None:
     """Tells the other hosts what this one waits for, and hears the same of them."""
     key = f"{_FOLDER}{jax.process_index()}"
-    with contextlib.suppress(Exception):  # the run is over
+    with contextlib.suppress(Exception):  # the store is gone, and so will be this process
         for number in itertools.count():  # which tells that this host lives
             words = "".join(map(str, _waits[:1]))
             client.key_value_set(key, f"{number} {words}", allow_overwrite=True)
@@ -102,17 +113,18 @@ def _exchange(client: Any) -> None:
                 host = int(path.rpartition("/")[2])
                 if host not in _heard or _heard[host][0] != told:
                     _heard[host] = told, time.monotonic()
-            time.sleep(_EXCHANGE_EVERY)
+            if over.wait(_EXCHANGE_EVERY):
+                return
 
 
 def _suspects(what: str) -> list[str]:
     """The hosts that tell nothing any more, else those that do not wait for the same."""
-    now, own = time.monotonic(), jax.process_index()
-    silent = {host: now - when for host, (_, when) in _heard.items() if now - when > _SILENT_AFTER}
+    now, own, heard = time.monotonic(), jax.process_index(), dict(_heard)
+    silent = {host: now - when for host, (_, when) in heard.items() if now - when > _SILENT_AFTER}
     if own in silent:  # the store itself does not answer
         silent = {0: silent[own]}
     if silent:
         return [f"nothing heard of host {host} for {silent[host]:.0f} s" for host in sorted(silent)]
-    words = {host: told.partition(" ")[2] for host, (told, _) in sorted(_heard.items())}
+    words = {host: told.partition(" ")[2] for host, (told, _) in sorted(heard.items())}
     others = {host: text for host, text in words.items() if host != own and what not in text}
     return [f"host {host}, {text or 'busy'}" for host, text in others.items()]
