@@ -58,16 +58,6 @@ def add_and_die(self, step, *rest):
     add(self, step, *rest)
 report.Reporter.add = add_and_die
 """
-ASKED_IN_EVALUATION = """
-from defect_jax import distributed, evaluate
-distributed._STOP_SECONDS = 2
-evaluate.at_native_size = lambda *_: signal.raise_signal(signal.SIGTERM)
-"""
-IMPATIENT = """
-from defect_jax import watch
-watch._PATIENCE = watch._EXCHANGE_EVERY = watch._LOOK_EVERY = 0.2
-"""
-
 CONFIG = f"""
 from configs import bsdata_unet
 
@@ -169,26 +159,19 @@ def alone(folder, start) -> dict[int, pathlib.Path]:
 
 @pytest.fixture(scope="module")
 def pair(folder, start) -> dict:
-    """A run of two processes, stopped in three ways and started anew each time.
-
-    One is asked to stop in training, one is killed there, one is asked to stop in evaluation.
-    """
+    """A run of two processes of which one is asked to stop, then one is killed, then none."""
     workdir = folder / "pair"
     asked = IN_TRAINING.format(step=31, signal="SIGTERM")
     ended = {"asked": end(start_pair(start, "pair", PATIENT + ANNOUNCING, asked + ANNOUNCING))}
     saved = checkpoint.steps(workdir)
     killed = IN_TRAINING.format(step=60, signal="SIGKILL")
     ended["killed"] = end(start_pair(start, "pair", PATIENT, killed))
-    address = f"127.0.0.1:{free_port()}"
-    variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    faults = (ASKED_IN_EVALUATION, IMPATIENT)
-    by_variables = [
-        start("pair", 1, fault=fault, **variables, JAX_PROCESS_ID=str(number))
-        for number, fault in enumerate(faults)
-    ]
-    ended["evaluating"] = end(by_variables)
-    prints = finish(start_pair(start, "pair"))
-    return {"workdir": workdir, "saved": saved, "prints": prints} | ended
+    variables = {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+        "JAX_NUM_PROCESSES": "2",
+    }
+    by_variables = [start("pair", 1, **variables, JAX_PROCESS_ID=str(one)) for one in range(2)]
+    return {"workdir": workdir, "saved": saved, "prints": finish(by_variables)} | ended
 
 
 def losses(workdir: pathlib.Path) -> list[float]:
@@ -253,9 +236,8 @@ def test_one_process_loads_what_two_have_saved(alone, pair):
 
 
 def test_the_first_process_alone_prints(pair):
-    assert "going on from step 50" in pair["evaluating"][0].out
-    assert "already trained" in pair["prints"][0] and "dice" in pair["prints"][0]
-    assert pair["prints"][1] == pair["evaluating"][1].out == ""
+    assert "going on from step 50" in pair["prints"][0] and "dice" in pair["prints"][0]
+    assert pair["prints"][1] == ""
 
 
 def test_one_process_that_is_asked_to_stop_stops_both_within_two_steps(pair):
@@ -278,44 +260,67 @@ def test_a_process_whose_partner_is_killed_ends_with_an_error(pair):
     assert "process 0" in first.err and "another process has ended" in first.err
 
 
-def test_a_process_that_is_asked_to_stop_in_evaluation_waits_for_no_other(pair):
-    first, second = pair["evaluating"]
-    assert first.status == 75 and "stopped by SIGTERM: start again" in first.out
-    assert second.status not in (0, 75) and second.err
-
-
-def test_a_process_that_waits_says_on_which_host(pair):
-    """Even one that is not the first, whose standard output goes nowhere."""
-    told = pair["evaluating"][1].err
-    assert re.search(r"^host 1, waiting \d+ s for another host; host 0, busy$", told, re.M), told
-
-
 START = """
-import sys
-from defect_jax import distributed
+import signal, sys
+from defect_jax import distributed, interruption, watch
 with distributed.ending_on_error():
     distributed.start((sys.argv[1], 2, int(sys.argv[2])), 60, {})
+    interruption.exit_on_signals()
+    distributed._STOP_SECONDS = 3
+    watch._PATIENCE = watch._MOST_PATIENCE = watch._EXCHANGE_EVERY = watch._LOOK_EVERY = 0.2
+    distributed.gather(None)
+    # As in evaluation, of which every process does a part before they gather them.
+    distributed.everywhere(lambda: distributed.is_first() and signal.raise_signal(signal.SIGTERM))
 """
 
 
-def test_processes_with_different_numbers_of_devices_are_named(quick_environment):
-    address = f"127.0.0.1:{free_port()}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", START, address, str(number)],
-            cwd=ROOT,
-            env=quick_environment(1 + number),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    for number, one in enumerate(end(processes)):
+@pytest.fixture(scope="module")
+def start_only(quick_environment):
+    """How two processes end that do no more than START, of so many devices each."""
+
+    def start_only(*devices: int) -> list[Ended]:
+        address = f"127.0.0.1:{free_port()}"
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", START, address, str(number)],
+                cwd=ROOT,
+                env=quick_environment(count),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for number, count in enumerate(devices)
+        ]
+        return end(processes)
+
+    return start_only
+
+
+def test_processes_with_different_numbers_of_devices_are_named(start_only):
+    for number, one in enumerate(start_only(1, 2)):
         assert one.status == 1
         assert one.err.splitlines()[-1] == (
             f"error (process {number}): process 0: 1 devices; process 1: 2 devices: give every "
             "process as many"
         )
+
+
+@pytest.fixture(scope="module")
+def asked_outside_of_training(start_only):
+    return start_only(1, 1)
+
+
+def test_a_process_that_is_asked_to_stop_outside_of_training_ends(asked_outside_of_training):
+    """And the other one, which waits for its part, does not wait for ever."""
+    first, second = asked_outside_of_training
+    assert first.status == 75 and "stopped by SIGTERM: start again" in first.out
+    assert second.status == 1 and "process 1): another process has ended" in second.err
+
+
+def test_a_process_that_waits_says_for_which(asked_outside_of_training):
+    """Even one that is not the first, whose standard output goes nowhere."""
+    told = asked_outside_of_training[1].err
+    assert re.search(r"^host 1, waiting \d+ s for another host; host 0, busy$", told, re.M), told
 
 
 def test_a_process_that_does_not_come_is_named(folder, start):
