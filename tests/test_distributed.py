@@ -159,7 +159,10 @@ def alone(folder, start) -> dict[int, pathlib.Path]:
 
 @pytest.fixture(scope="module")
 def pair(folder, start) -> dict:
-    """A run of two processes of which one is asked to stop, then one is killed, then none."""
+    """A run of two processes of which one is asked to stop, then one is killed, then none.
+
+    The last ones have two devices each, and hear of each other from the environment.
+    """
     workdir = folder / "pair"
     asked = IN_TRAINING.format(step=31, signal="SIGTERM")
     ended = {"asked": end(start_pair(start, "pair", PATIENT + ANNOUNCING, asked + ANNOUNCING))}
@@ -170,7 +173,7 @@ def pair(folder, start) -> dict:
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "JAX_NUM_PROCESSES": "2",
     }
-    by_variables = [start("pair", 1, **variables, JAX_PROCESS_ID=str(one)) for one in range(2)]
+    by_variables = [start("pair", 2, **variables, JAX_PROCESS_ID=str(one)) for one in range(2)]
     return {"workdir": workdir, "saved": saved, "prints": finish(by_variables)} | ended
 
 
