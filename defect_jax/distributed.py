@@ -29,7 +29,7 @@ FLAGS = ("--coordinator_address", "--num_processes", "--process_id")
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # A host that was cut off sends no more heartbeats: after so long the others end too.
 _HEARTBEAT_SECONDS = 100
-# So long a process that is asked to stop waits for the others, which mostly are asked too.
+# So long a process that ends waits for the others, which mostly end for the same reason.
 _STOP_SECONDS = 5
 # Words of the messages of collectives which another process has left.
 _LEFT = ("Gloo", "NCCL", "Barrier timed out")
@@ -148,7 +148,8 @@ def ending_on_error() -> Iterator[None]:
     """Ends the program where something is raised inside: in one line where a user can mend it.
 
     One of several processes ends at once: it would wait for the others to end, and they for its
-    next step. Where it was asked to stop it lets the others stop with it, but not for long.
+    next step. Where it was asked to stop, or says what all mostly find wrong, it lets the others
+    end with it, but not for long: JAX has one whose partner is gone abort before it can say why.
     """
     try:
         yield
@@ -157,7 +158,7 @@ def ending_on_error() -> Iterator[None]:
             _leave(stop.code if isinstance(stop.code, int) else 1)
         raise
     except (UserError, OSError) as error:
-        _end(f"error{_own_name()}: {error}")
+        _end(f"error{_own_name()}: {error}", together=True)
     except Exception as error:
         if not jax.distributed.is_initialized():
             raise
@@ -257,9 +258,12 @@ def _leave(status: int) -> None:
         os._exit(status)
 
 
-def _end(message: str) -> NoReturn:
+def _end(message: str, together: bool = False) -> NoReturn:
     if not jax.distributed.is_initialized():
         sys.exit(message)
     sys.stdout.flush()
     print(message, file=sys.stderr, flush=True)
+    if together:
+        _leave(1)
+        jax.distributed.shutdown()
     os._exit(1)

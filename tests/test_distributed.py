@@ -301,7 +301,7 @@ def start_only(quick_environment):
 
 def test_processes_with_different_numbers_of_devices_are_named(start_only):
     for number, one in enumerate(start_only(1, 2)):
-        assert one.status == 1
+        assert one.status == 1, one.err
         assert one.err.splitlines()[-1] == (
             f"error (process {number}): process 0: 1 devices; process 1: 2 devices: give every "
             "process as many"
