@@ -69,7 +69,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.train = ml_collections.ConfigDict()
     config.train.batch_size = 16  # over all devices of all hosts
-    config.train.accumulate = 1  # parts in which each device takes its examples, see steps.py
+    # Parts in which each device takes its examples, where memory is short: the same step as in one
+    # part, unless a network has BatchNorm, which normalises each part by itself; see steps.py.
+    config.train.accumulate = 1
     config.train.num_steps = 1000
     config.train.log_every = 50
     config.train.checkpoint_every = 500

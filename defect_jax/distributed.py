@@ -16,7 +16,9 @@ import jax
 import numpy as np
 from jax._src import clusters  # nothing public tells what a cluster announces
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
+from defect_jax import watch
 from defect_jax.errors import UserError
 from defect_jax.meeting import Group, describe, meet
 
@@ -25,8 +27,10 @@ T = TypeVar("T")
 FLAGS = ("--coordinator_address", "--num_processes", "--process_id")
 # What the environment may say in their place.
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-# A process that was killed sends no more heartbeats: after so long the others end too.
+# A host that was cut off sends no more heartbeats: after so long the others end too.
 _HEARTBEAT_SECONDS = 100
+# So long a process that ends waits for the others, which mostly end for the same reason.
+_STOP_SECONDS = 5
 # Words of the messages of collectives which another process has left.
 _LEFT = ("Gloo", "NCCL", "Barrier timed out")
 
@@ -37,7 +41,15 @@ def start(
     """Brings the processes of a run together; to be called before anything touches a device.
 
     Does nothing where there is one process: where neither the flags nor the environment (Cloud
-    TPU, SLURM, Open MPI, a Kubernetes indexed job, or VARIABLES) announce several.
+    TPU, SLURM, Open MPI 4, or VARIABLES) announce several. An indexed job of Kubernetes announces
+    them where the package `kubernetes` is installed and the pod may read pods, services and jobs;
+    else set VARIABLES.
+
+    From then on a process that ends has the others end: with an error at their next exchange. One
+    that goes without closing its connections (its machine is cut off, loses power or hangs) is
+    missed after 100 s without a heartbeat, or `timeout` if that is less. Then JAX itself ends the
+    others, with its own message and SIGABRT (status 134), as it leaves no way to do otherwise.
+    Before that `watch` names the host that is silent.
 
     Args:
         given: the values of FLAGS, all or none: the 'host:port' of process 0, the number of
@@ -101,9 +113,10 @@ def gather(value: Any) -> list[Any]:
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(pickle.dumps(value), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(len(data)))
-    room = 1 << int(sizes.max() - 1).bit_length()  # of few sizes, as each is compiled
-    rows = multihost_utils.process_allgather(np.pad(data, (0, room - len(data))))
+    with watch.waiting(None, watch.HOSTS):
+        sizes = multihost_utils.process_allgather(np.int32(len(data)))
+        room = 1 << int(sizes.max() - 1).bit_length()  # of few sizes, as each is compiled
+        rows = multihost_utils.process_allgather(np.pad(data, (0, room - len(data))))
     return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
@@ -135,12 +148,17 @@ def ending_on_error() -> Iterator[None]:
     """Ends the program where something is raised inside: in one line where a user can mend it.
 
     One of several processes ends at once: it would wait for the others to end, and they for its
-    next step.
+    next step. Where it was asked to stop, or says what all mostly find wrong, it lets the others
+    end with it, but not for long: JAX has one whose partner is gone abort before it can say why.
     """
     try:
         yield
+    except SystemExit as stop:
+        if jax.distributed.is_initialized():
+            _leave(stop.code if isinstance(stop.code, int) else 1)
+        raise
     except (UserError, OSError) as error:
-        _end(f"error{_own_name()}: {error}")
+        _end(f"error{_own_name()}: {error}", together=True)
     except Exception as error:
         if not jax.distributed.is_initialized():
             raise
@@ -172,12 +190,20 @@ def _detect(timeout: int) -> Group | None:
             continue
         try:
             if cluster.is_env_present():
-                return _group_of_cluster(timeout) if cluster.get_process_count() > 1 else None
+                return _group_of_cluster(cluster, timeout)
         except Exception as error:  # of any kind: some ask servers
             raise UserError(
                 f"{cluster.__name__} does not tell of the other processes "
                 f"({_first_line(error)}): pass {', '.join(FLAGS)}"
             ) from error
+    count = os.environ.get("OMPI_COMM_WORLD_SIZE", "1")
+    if count != "1":
+        raise UserError(
+            f"Open MPI has started {count} processes but does not say where the first one is, as "
+            "from version 5 on it never does: set JAX_COORDINATOR_ADDRESS to its host:port, and in "
+            "each process JAX_NUM_PROCESSES=$OMPI_COMM_WORLD_SIZE and "
+            "JAX_PROCESS_ID=$OMPI_COMM_WORLD_RANK"
+        )
     return None
 
 
@@ -191,9 +217,13 @@ def _is_alone(cluster: type[clusters.ClusterEnv]) -> bool:
     return cluster is clusters.K8sCluster and "JOB_COMPLETION_INDEX" not in os.environ
 
 
-def _group_of_cluster(timeout: int) -> Group:
-    parts: Any = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-        os.environ.get(VARIABLES[0]), None, None, None, None, timeout
+def _group_of_cluster(cluster: type[clusters.ClusterEnv], timeout: int) -> Group | None:
+    """What a cluster tells, with the address from the environment if that has one."""
+    if cluster.get_process_count() == 1:
+        return None
+    address = os.environ.get(VARIABLES[0]) or None
+    parts: Any = cluster.auto_detect_unset_distributed_params(
+        address, None, None, None, cluster.name, timeout
     )
     group = Group(*parts)
     # By itself jax gives each process one device, even if it is alone on its host.
@@ -218,9 +248,22 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def _end(message: str) -> NoReturn:
+def _leave(status: int) -> None:
+    """Returns if the other processes come too; else ends this one, with the status."""
+    try:
+        client = multihost.get_jax_distributed_client()
+        client.wait_at_barrier("defect_jax/leave", 1000 * _STOP_SECONDS)
+    except BaseException:  # another signal too
+        sys.stdout.flush()
+        os._exit(status)
+
+
+def _end(message: str, together: bool = False) -> NoReturn:
     if not jax.distributed.is_initialized():
         sys.exit(message)
     sys.stdout.flush()
     print(message, file=sys.stderr, flush=True)
+    if together:
+        _leave(1)
+        jax.distributed.shutdown()
     os._exit(1)

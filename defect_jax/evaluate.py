@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from scipy import special
 
-from defect_jax import checkpoint, devices, distributed, report, visualize
+from defect_jax import checkpoint, devices, distributed, report, visualize, watch
 from defect_jax.data import datasets, pipeline
 from defect_jax.data.examples import Examples
 from defect_jax.errors import UserError
@@ -139,8 +139,10 @@ def predictions(
         scores.
     """
     run = _predict_tiles if config.data.fit == "crop" else _predict_images
-    numbers = range(jax.process_index(), len(examples), jax.process_count())
-    for number, (image, prediction) in zip(numbers, run(config, examples, predict), strict=True):
+    predicted = run(config, examples, predict)
+    for number in range(jax.process_index(), len(examples), jax.process_count()):
+        with watch.waiting(None, watch.PREDICTION):
+            image, prediction = next(predicted)
         yield at_native_size(config, examples, number, image, prediction)
 
 

@@ -1,6 +1,8 @@
 """From flags to runs: `python -m defect_jax.main --config=FILE --workdir=FOLDER`."""
 
+import jax
 from absl import app, flags
+from clu import platform
 from ml_collections import config_flags
 
 from defect_jax import distributed, interruption, runtime
@@ -37,6 +39,10 @@ def main(argv: list[str]) -> None:
         )
         interruption.exit_on_signals()  # after jax.distributed, which has handlers of its own
         runtime.set_up()
+        if distributed.is_first():  # a scheduler with a page for each run shows this there
+            unit = platform.work_unit()
+            unit.set_task_status(f"{MODE.value}, {jax.process_count()} processes")
+            unit.create_artifact(platform.ArtifactType.DIRECTORY, workdir, "workdir")
         run(CONFIG.value, workdir, MODE.value, STEP.value)
 
 

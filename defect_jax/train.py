@@ -4,7 +4,7 @@ import functools
 import itertools
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -290,7 +290,7 @@ def _run_phases(
                 (jax.process_index(), jax.process_count()),
             )
             if resident is not None:
-                calls = _resident_calls(config, resident, order, first, reporter)
+                calls = _resident_calls(config, resident, order, first)
             elif config.data.fit == "crop":
                 calls = _streamed_calls(crops.train_crops(config, examples, order[1]), order)
             else:
@@ -325,9 +325,13 @@ class _Call(NamedTuple):
     num_steps: int
 
 
+# Yields calls, and is sent how many steps the next one may take; the first takes one.
+_Calls = Generator[_Call, int | None, None]
+
+
 def _streamed_calls(
     batches: Iterator[pipeline.HostBatch], order: tuple[np.ndarray, np.ndarray]
-) -> Iterator[_Call]:
+) -> _Calls:
     """One step a call, its batch sent along."""
     numbers, places = order
     all_of_batch = shard(np.arange(numbers.shape[1], dtype=np.int32)[None], axis=1)
@@ -341,23 +345,21 @@ def _resident_calls(
     resident: Any,
     order: tuple[np.ndarray, np.ndarray],
     first: int,
-    reporter: report.Reporter,
-) -> Iterator[_Call]:
-    """Up to the next log line or checkpoint in one call, but no more than about a second of steps.
+) -> _Calls:
+    """Up to the next log line or checkpoint in one call, but no more steps than it may take.
 
     All calls have arrays of one size, so that they are one program.
     """
-    step, last = first, first + len(order[0])
+    step, last, within = first, first + len(order[0]), 1
     periods = (config.train.log_every, config.train.checkpoint_every)
     most = min(*periods, last - first)
     padded = [np.pad(rows, ((0, most), (0, 0))) for rows in order]
     while step < last:
-        count = min(last, *(step - step % period + period for period in periods)) - step
-        if jax.process_count() == 1:  # hosts must agree, and their clocks do not
-            count = min(count, reporter.steps_within(_SECONDS_A_CALL))
+        ends = (step - step % period + period for period in periods)
+        count = min(last, step + within, *ends) - step
         window = slice(step - first, step - first + most)
         numbers, places = (shard(rows[window], axis=1) for rows in padded)
-        yield _Call(resident, numbers, places, count)
+        within = (yield _Call(resident, numbers, places, count)) or 1
         step += count
 
 
@@ -365,15 +367,16 @@ def _run_phase(
     config: ml_collections.ConfigDict,
     phase: Phase,
     run: Callable[..., tuple[State, Metrics]],
-    calls: Iterator[_Call],
+    calls: _Calls,
     state: State,
     last: int,
     reporter: report.Reporter,
     checkpoints: ocp.CheckpointManager,
 ) -> State:
     reporter.start_phase()
-    step, stops = int(state.step), _stops()
-    for number, call in enumerate(_watched(calls, step)):
+    step, within, paces = int(state.step), None, _paces(reporter, config.train.log_every)
+    for number in itertools.count():
+        call = _next_call(calls, step, within)
         # By the fourth call the steps have been timed, so it is about a second long.
         with (
             report.trace(config.profile and number == 3, checkpoints.directory.parent) as wait,
@@ -385,40 +388,49 @@ def _run_phase(
         if step == last:
             # Before the save: a checkpoint at a phase's end holds the finished phase.
             state = devices.replicate(phase.finish(state))
-        stop = next(stops)
-        if stop or step == last or step % config.train.checkpoint_every == 0:
+        with watch.waiting(step, watch.DEVICES):
+            within = next(paces)
+        if not within or step == last or step % config.train.checkpoint_every == 0:
             reporter.check(step)
             checkpoint.save(checkpoints, state, reporter.rows)
-        if stop:
+        if not within:
             checkpoint.wait(checkpoints, step)
             interruption.stop(f"at step {step}, saved")
+        if step == last:
+            break
+    calls.close()  # and with it the data pipeline, before the next phase begins its own
     checkpoint.wait(checkpoints, step)
     return state
 
 
-def _watched(calls: Iterator[_Call], step: int) -> Iterator[_Call]:
-    """The calls; says so where one is long in coming."""
-    while True:
-        with watch.waiting(step, watch.DATA):
-            call = next(calls, None)
-        if call is None:
-            return
-        yield call
-        step += call.num_steps
+def _next_call(calls: _Calls, step: int, within: int | None) -> _Call:
+    """The call that follows `step`, of at most `within` steps; says so where it is long in coming.
 
-
-def _stops() -> Iterator[bool]:
-    """After each call, whether the run was asked to stop, the same on all hosts.
-
-    Of several hosts it is what they were asked before the call: each waits for the others' answer
-    only when that has come along with the steps.
+    `within` is None for the first one.
     """
+    with watch.waiting(step, watch.DATA):
+        return calls.send(within)
+
+
+def _paces(reporter: report.Reporter, most: int) -> Iterator[int]:
+    """After each call, how many steps the next one takes, the same on all hosts.
+
+    The fewest that any host would take: about a second of them by its clock and at most `most`, or
+    0 where it was asked to stop. Of several hosts it is what they said before the call: each waits
+    for the others' answer only when that has come along with the steps.
+    """
+
+    def own() -> int:
+        if interruption.asked():
+            return 0
+        return min(reporter.steps_within(_SECONDS_A_CALL), most)
+
     if jax.process_count() == 1:
         while True:
-            yield interruption.asked()
-    any_host = jax.pmap(lambda asked: jax.lax.pmax(asked, AXIS), AXIS, out_axes=None)
-    before = 0
+            yield own()
+    fewest = jax.pmap(lambda steps: jax.lax.pmin(steps, AXIS), AXIS, out_axes=None)
+    before: Any = 1
     while True:
-        now = any_host(np.full(jax.local_device_count(), int(interruption.asked())))
-        yield bool(before)
+        now = fewest(np.full(jax.local_device_count(), own()))
+        yield int(before)
         before = now

@@ -5,14 +5,18 @@ import csv
 import json
 import os
 import pathlib
+import re
+import signal
 import socket
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
+from jax._src.clusters import cloud_tpu_cluster, cluster
 
 from defect_jax import checkpoint, distributed, report
 from defect_jax.errors import UserError
@@ -23,12 +27,37 @@ NUM_STEPS, LOG_EVERY = 100, 5
 
 # As `python -m defect_jax.main`, without the seconds that importing TensorFlow takes.
 MAIN = """
-import runpy, sys
+import os, runpy, signal, sys
 for name in ("tensorflow", "tensorflow_datasets", "tensorboard"):
     sys.modules[name] = None
+{fault}
 runpy.run_module("defect_jax.main", run_name="__main__")
 """
 
+# What happens to a process by itself, at a moment that is known.
+PATIENT = """
+from defect_jax import train
+train._SECONDS_A_CALL = 1e9
+"""
+ANNOUNCING = """
+from clu import platform
+class Unit(platform.LocalWorkUnit):
+    def set_task_status(self, message):
+        print("status:", message, file=sys.stderr)
+    def create_artifact(self, kind, artifact, description):
+        print("artifact:", kind, artifact, description, file=sys.stderr)
+platform._work_unit = Unit()
+"""
+IN_TRAINING = """
+from defect_jax import report, train
+train._SECONDS_A_CALL = 0  # a step
+add = report.Reporter.add
+def add_and_die(self, step, *rest):
+    if step == {step}:
+        signal.raise_signal(signal.{signal})
+    add(self, step, *rest)
+report.Reporter.add = add_and_die
+"""
 CONFIG = f"""
 from configs import bsdata_unet
 
@@ -64,13 +93,13 @@ def folder(tmp_path_factory) -> pathlib.Path:
 def start(folder, quick_environment):
     """Starts a process of a run."""
 
-    def start(run: str, devices: int = 1, *flags: str) -> subprocess.Popen:
-        command = [sys.executable, "-c", MAIN, f"--config={folder}/config.py"]
+    def start(run: str, devices: int = 1, *flags: str, fault: str = "", **variables: str):
+        command = [sys.executable, "-c", MAIN.format(fault=fault), f"--config={folder}/config.py"]
         command += [f"--workdir={folder / run}", f"--config.data.root={folder}/parts.npz", *flags]
         return subprocess.Popen(
             command,
             cwd=ROOT,
-            env=quick_environment(devices),
+            env=quick_environment(devices) | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -79,9 +108,12 @@ def start(folder, quick_environment):
     return start
 
 
-def start_pair(start, run: str) -> list[subprocess.Popen]:
+def start_pair(start, run: str, first: str = "", second: str = "") -> list[subprocess.Popen]:
     port = free_port()
-    return [start(run, 1, *flags_of(port, number)) for number in range(2)]
+    return [
+        start(run, 1, *flags_of(port, number), fault=fault)
+        for number, fault in enumerate((first, second))
+    ]
 
 
 def flags_of(port: int, number: int) -> list[str]:
@@ -94,14 +126,27 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+class Ended(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def end(processes: list[subprocess.Popen]) -> list[Ended]:
+    """How they end, which all do by themselves."""
+    try:
+        prints = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [Ended(one.returncode, *two) for one, two in zip(processes, prints, strict=True)]
+
+
 def finish(processes: list[subprocess.Popen]) -> list[str]:
     """What they print, once they have ended well."""
-    prints = []
-    for process in processes:
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-        prints.append(out)
-    return prints
+    ended = end(processes)
+    assert [one.status for one in ended] == [0] * len(ended), ended
+    return [one.out for one in ended]
 
 
 @pytest.fixture(scope="module")
@@ -114,16 +159,22 @@ def alone(folder, start) -> dict[int, pathlib.Path]:
 
 @pytest.fixture(scope="module")
 def pair(folder, start) -> dict:
-    """A run of two processes, of which one is killed, and both started anew."""
-    first, second = start_pair(start, "pair")
-    metrics = folder / "pair/metrics.jsonl"
-    while first.poll() is None and len(report.read_metrics(metrics)) < NUM_STEPS // LOG_EVERY // 2:
-        time.sleep(0.1)
-    second.kill()
-    _, error = first.communicate(timeout=120)
-    second.communicate()
-    prints = finish(start_pair(start, "pair"))
-    return {"workdir": folder / "pair", "left": (first.returncode, error), "prints": prints}
+    """A run of two processes of which one is asked to stop, then one is killed, then none.
+
+    The last ones have two devices each, and hear of each other from the environment.
+    """
+    workdir = folder / "pair"
+    asked = IN_TRAINING.format(step=31, signal="SIGTERM")
+    ended = {"asked": end(start_pair(start, "pair", PATIENT + ANNOUNCING, asked + ANNOUNCING))}
+    saved = checkpoint.steps(workdir)
+    killed = IN_TRAINING.format(step=60, signal="SIGKILL")
+    ended["killed"] = end(start_pair(start, "pair", PATIENT, killed))
+    variables = {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+        "JAX_NUM_PROCESSES": "2",
+    }
+    by_variables = [start("pair", 2, **variables, JAX_PROCESS_ID=str(one)) for one in range(2)]
+    return {"workdir": workdir, "saved": saved, "prints": finish(by_variables)} | ended
 
 
 def losses(workdir: pathlib.Path) -> list[float]:
@@ -188,14 +239,91 @@ def test_one_process_loads_what_two_have_saved(alone, pair):
 
 
 def test_the_first_process_alone_prints(pair):
-    assert "going on from step" in pair["prints"][0] and "dice" in pair["prints"][0]
+    assert "going on from step 50" in pair["prints"][0] and "dice" in pair["prints"][0]
     assert pair["prints"][1] == ""
 
 
+def test_one_process_that_is_asked_to_stop_stops_both_within_two_steps(pair):
+    """The other one would have taken all steps to the next line of the log in one call."""
+    assert [one.status for one in pair["asked"]] == [75, 75]
+    assert "stopped at step 32, saved: start again" in pair["asked"][0].out
+    assert pair["saved"] == [25, 32]
+    assert "going on from step 32" in pair["killed"][0].out
+
+
+def test_the_first_process_alone_tells_the_platform(pair):
+    first, second = (one.err for one in pair["asked"])
+    artifact = f"artifact: ArtifactType.DIRECTORY {pair['workdir']} workdir"
+    assert first.splitlines() == ["status: train, 2 processes", artifact] and second == ""
+
+
 def test_a_process_whose_partner_is_killed_ends_with_an_error(pair):
-    status, error = pair["left"]
-    assert status not in (None, 0)
-    assert "process 0" in error and "another process has ended" in error
+    first, second = pair["killed"]
+    assert second.status == -signal.SIGKILL and first.status not in (0, 75)
+    assert "process 0" in first.err and "another process has ended" in first.err
+
+
+START = """
+import signal, sys
+from defect_jax import distributed, interruption, watch
+with distributed.ending_on_error():
+    distributed.start((sys.argv[1], 2, int(sys.argv[2])), 60, {})
+    interruption.exit_on_signals()
+    distributed._STOP_SECONDS = 3
+    watch._PATIENCE = watch._MOST_PATIENCE = watch._EXCHANGE_EVERY = watch._LOOK_EVERY = 0.2
+    distributed.gather(None)
+    # As in evaluation, of which every process does a part before they gather them.
+    distributed.everywhere(lambda: distributed.is_first() and signal.raise_signal(signal.SIGTERM))
+"""
+
+
+@pytest.fixture(scope="module")
+def start_only(quick_environment):
+    """How two processes end that do no more than START, of so many devices each."""
+
+    def start_only(*devices: int) -> list[Ended]:
+        address = f"127.0.0.1:{free_port()}"
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", START, address, str(number)],
+                cwd=ROOT,
+                env=quick_environment(count),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for number, count in enumerate(devices)
+        ]
+        return end(processes)
+
+    return start_only
+
+
+def test_processes_with_different_numbers_of_devices_are_named(start_only):
+    for number, one in enumerate(start_only(1, 2)):
+        assert one.status == 1, one.err
+        assert one.err.splitlines()[-1] == (
+            f"error (process {number}): process 0: 1 devices; process 1: 2 devices: give every "
+            "process as many"
+        )
+
+
+@pytest.fixture(scope="module")
+def asked_outside_of_training(start_only):
+    return start_only(1, 1)
+
+
+def test_a_process_that_is_asked_to_stop_outside_of_training_ends(asked_outside_of_training):
+    """And the other one, which waits for its part, does not wait for ever."""
+    first, second = asked_outside_of_training
+    assert first.status == 75 and "stopped by SIGTERM: start again" in first.out
+    assert second.status == 1 and "process 1): another process has ended" in second.err
+
+
+def test_a_process_that_waits_says_for_which(asked_outside_of_training):
+    """Even one that is not the first, whose standard output goes nowhere."""
+    told = asked_outside_of_training[1].err
+    assert re.search(r"^host 1, waiting \d+ s for another host; host 0, busy$", told, re.M), told
 
 
 def test_a_process_that_does_not_come_is_named(folder, start):
@@ -281,6 +409,8 @@ OPEN_MPI = {
     "OMPI_COMM_WORLD_LOCAL_RANK": "1",
     "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
 }
+OPEN_MPI_5 = {name: OPEN_MPI[name] for name in OPEN_MPI if "MCA" not in name}
+TPU_ON_KUBERNETES = {"TPU_WORKER_HOSTNAMES": "127.0.0.1,127.0.0.2", "TPU_WORKER_ID": "1"}
 VARIABLES = {
     "JAX_COORDINATOR_ADDRESS": "first:1234",
     "JAX_NUM_PROCESSES": "3",
@@ -301,16 +431,74 @@ VARIABLES = {
         ({key: SLURM[key] for key in SLURM if "STEP" not in key}, None),  # a batch script
         (OPEN_MPI, Group("10.96.0.1:62624", 4, 3, [1])),
         (OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}, None),
+        (OPEN_MPI_5 | VARIABLES, Group("first:1234", 3, 2)),
+        (OPEN_MPI_5 | {"OMPI_COMM_WORLD_SIZE": "1"}, None),
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
     ],
 )
-def test_the_environment_announces_several_processes_or_none(monkeypatch, environment, group):
-    for name in list(os.environ):
-        if name.startswith(("SLURM", "OMPI", "JAX_COORD", "JAX_NUM", "JAX_PROC", "KUBER", "TPU")):
-            monkeypatch.delenv(name)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+def test_the_environment_announces_several_processes_or_none(only_these, environment, group):
+    only_these(environment)
     assert distributed.find_group((None, None, None), 5) == group
+
+
+@pytest.fixture
+def only_these(monkeypatch):
+    """Makes these variables the only ones that speak of several processes."""
+
+    def only_these(environment: dict[str, str]) -> None:
+        kinds = ("SLURM", "OMPI", "JAX_COORD", "JAX_NUM", "JAX_PROC", "KUBER", "TPU", "MEGASCALE")
+        for name in list(os.environ):
+            if name.startswith(kinds):
+                monkeypatch.delenv(name)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+
+    return only_these
+
+
+def test_open_mpi_that_does_not_say_where_the_first_process_is_asks_for_it(only_these):
+    only_these(OPEN_MPI_5)
+    with pytest.raises(UserError, match=r"started 4 processes.* set JAX_COORDINATOR_ADDRESS .*"):
+        distributed.find_group((None, None, None), 5)
+
+
+@pytest.mark.parametrize(
+    ("environment", "endpoints", "group"),
+    [
+        # As Cloud TPU writes them, by its older and its newer custom.
+        ({}, "a:0:127.0.0.1,b:1:127.0.0.2,c:2:127.0.0.3", Group("127.0.0.1:8482", 3, 2)),
+        ({}, "127.0.0.1,127.0.0.2,127.0.0.3", Group("127.0.0.1:8482", 3, 2)),
+        ({}, "127.0.0.1", None),  # a slice of one host
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, "h0,h1,h2", Group("a:1", 3, 2)),
+        (TPU_ON_KUBERNETES, None, Group("127.0.0.1:8482", 2, 1)),
+        # A shell in an allocation of SLURM, which speaks of others that are not of this run.
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "1"} | TPU_ON_KUBERNETES, None,
+         Group("127.0.0.1:8482", 2, 1)),
+    ],
+)  # fmt: skip
+def test_cloud_tpu_announces_the_hosts_of_a_slice(
+    only_these, monkeypatch, environment, endpoints, group
+):
+    def get_metadata(key: str) -> tuple[str, int]:
+        known = {"agent-worker-number": "2", "worker-network-endpoints": endpoints, "tpu-env": ""}
+        return known[key], 200 if endpoints else 404
+
+    only_these(environment)
+    monkeypatch.setattr(cluster, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", get_metadata)
+    assert distributed.find_group((None, None, None), 5) == group
+
+
+def test_a_cluster_that_does_not_answer_is_named(only_these, monkeypatch):
+    def get_metadata(key: str) -> tuple[str, int]:
+        raise ConnectionError("no route to metadata.google.internal")
+
+    only_these({})
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", get_metadata)
+    with pytest.raises(UserError, match=r"GceTpuCluster does not tell .*no route.*pass --coord"):
+        distributed.find_group((None, None, None), 5)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from defect_jax import checkpoint, interruption, report, run, steps, watch
 from defect_jax.errors import UserError
 from defect_jax.method import Method, Phase, State
 from defect_jax.methods import make_method
-from defect_jax.train import _Call, _watched, parallel_steps, phase_ends, shard, train
+from defect_jax.train import _Call, _next_call, parallel_steps, phase_ends, shard, train
 
 
 @pytest.fixture(scope="module")
@@ -453,6 +453,7 @@ def test_a_profile_is_a_trace_of_training_steps(config, tmp_path):
 def test_a_stalled_pipeline_is_told(monkeypatch, capsys):
     monkeypatch.setattr(watch, "_PATIENCE", 0.0)
     monkeypatch.setattr(watch, "_LOOK_EVERY", 0.01)
+    monkeypatch.setattr(watch, "_patience", {})
     told = ""
 
     def calls():
@@ -460,9 +461,12 @@ def test_a_stalled_pipeline_is_told(monkeypatch, capsys):
         yield _Call(None, None, None, 7)
         while "step 127" not in told:
             time.sleep(0.01)
-            told += capsys.readouterr().out
+            told += capsys.readouterr().err
+        yield _Call(None, None, None, 1)
 
-    assert len(list(_watched(calls(), 120))) == 1
+    waiting = calls()
+    assert _next_call(waiting, 120, None).num_steps == 7
+    assert _next_call(waiting, 127, 5).num_steps == 1
     assert re.search(r"^step 127: waiting \d s for the next batch \(data pipeline\)$", told, re.M)
 
 

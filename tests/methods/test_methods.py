@@ -192,3 +192,19 @@ def test_a_size_that_the_network_cannot_halve_is_an_error():
         jax.eval_shape(
             method.init, jax.random.PRNGKey(0), {"image": jnp.zeros((1, 31, 32, 3), jnp.uint8)}
         )
+
+
+def test_a_step_in_parts_of_a_network_without_batch_norm_is_that_of_the_whole(batch):
+    config = segmenter_config()
+    config.method.update(normalization="group", losses=("cross_entropy",), width=4)
+    config.optimizer.update(name="sgd", learning_rate=0.1, ema_decay=0.0)
+    before = jax.jit(make_method(config).init)(jax.random.PRNGKey(0), batch).params
+    whole = fit(config, batch, 1)[1].params
+    config.train.accumulate = 2
+    split = fit(config, batch, 1)[1].params
+
+    def furthest(one, other):
+        distances = jax.tree.map(lambda a, b: np.abs(a - b).max(), one, other)
+        return max(jax.tree.leaves(distances))
+
+    assert furthest(split, whole) < 1e-6 < 1e-2 < furthest(whole, before)
