@@ -29,7 +29,7 @@ from defect_jax.devices import AXIS
 from defect_jax.errors import UserError
 from defect_jax.method import Batch, Method, Metrics, Phase, State
 from defect_jax.methods import make_method
-from defect_jax.paths import to_path
+from defect_jax.paths import to_path, write_atomically
 
 # Long enough that dispatching costs nothing, short enough that a run can be stopped.
 _SECONDS_A_CALL = 1.0
@@ -244,7 +244,7 @@ def _init_or_restore(
     state = jax.jit(method.init)(jax.random.PRNGKey(config.seed), checkpoint.example_batch(config))
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     if distributed.is_first():
-        (workdir / "parameters.txt").write_text(overview + "\n")
+        write_atomically(workdir / "parameters.txt", f"{overview}\n".encode())
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(f"{config.method.name}: {count:,} parameters", flush=True)
     return state, []

@@ -30,7 +30,7 @@ STORAGE = "a checkpoint to be written (storage, or another host)"
 
 # In seconds. Both before a host that is lost ends the others, see `distributed.start`.
 _PATIENCE = 20.0
-_MOST_PATIENCE = 60.0  # where waits of the same kind have been as long before
+_MOST_PATIENCE = 60.0  # of one process, or where waits of the same kind have been as long before
 _LOOK_EVERY = 1.0
 _EXCHANGE_EVERY = 5.0
 _SILENT_AFTER = 15.0
@@ -90,7 +90,8 @@ def _look_on() -> None:
         time.sleep(_LOOK_EVERY)
         for wait in _waits[:1]:
             waited = time.monotonic() - wait.since
-            if waited >= (again if wait is told else _patience.get(wait.what, _PATIENCE)):
+            usual = _PATIENCE if jax.distributed.is_initialized() else _MOST_PATIENCE
+            if waited >= (again if wait is told else _patience.get(wait.what, usual)):
                 told, again = wait, 2 * waited
                 _patience[wait.what] = min(again, _MOST_PATIENCE)
                 print(_line(wait), file=sys.stderr, flush=True)

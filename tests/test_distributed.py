@@ -58,6 +58,9 @@ def add_and_die(self, step, *rest):
     add(self, step, *rest)
 report.Reporter.add = add_and_die
 """
+# Adam divides each gradient by its own size: where that is no more than rounding, a step of full
+# length goes where rounding says, and after 100 of them scores differ by a thousandth. SGD takes
+# such gradients for as small as they are.
 CONFIG = f"""
 from configs import bsdata_unet
 
@@ -65,7 +68,7 @@ def get_config():
     config = bsdata_unet.get_config()
     config.method.update(width=4, depth=1, losses=("cross_entropy",))
     config.augment.lighting_probability = 0.0
-    config.optimizer.update(learning_rate=3e-4, warmup_steps=1, ema_decay=0.0)
+    config.optimizer.update(name="sgd", learning_rate=0.3, warmup_steps=1, ema_decay=0.0)
     config.data.update(name="arrays", category="parts", image_size=(16, 32))
     config.train.update(batch_size=8, num_steps={NUM_STEPS}, checkpoint_every=25)
     config.train.log_every = {LOG_EVERY}
@@ -188,20 +191,19 @@ def metrics(workdir: pathlib.Path) -> dict:
     return {key: value for key, value in checkpoint.flat(results).items() if key != "seconds"}
 
 
-def assert_same_results(one: pathlib.Path, other: pathlib.Path, rtol: float) -> None:
+def assert_same_results(one: pathlib.Path, other: pathlib.Path) -> None:
     np.testing.assert_allclose(losses(one), losses(other), rtol=1e-4)
     assert metrics(one).keys() == metrics(other).keys()
     for key, value in metrics(one).items():
         if value is None:
             assert metrics(other)[key] is None
         else:
-            np.testing.assert_allclose(metrics(other)[key], value, rtol, 1e-6, err_msg=key)
+            np.testing.assert_allclose(metrics(other)[key], value, 1e-4, 1e-6, err_msg=key)
 
 
 @pytest.mark.parametrize("count", [1, 8])
 def test_the_number_of_devices_does_not_change_a_run(alone, count):
-    # A single pixel at the threshold is a hundredth of the defects.
-    assert_same_results(alone[2], alone[count], rtol=0.03)
+    assert_same_results(alone[2], alone[count])
 
 
 def test_training_from_arrays_needs_no_tensorflow(alone):
@@ -210,7 +212,7 @@ def test_training_from_arrays_needs_no_tensorflow(alone):
 
 
 def test_two_processes_give_the_results_of_one(alone, pair):
-    assert_same_results(alone[2], pair["workdir"], rtol=1e-4)
+    assert_same_results(alone[2], pair["workdir"])
     for name in ("images.csv", "defects.csv"):
         tables = [
             list(csv.DictReader((workdir / "eval/test" / name).open()))

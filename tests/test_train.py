@@ -451,7 +451,7 @@ def test_a_profile_is_a_trace_of_training_steps(config, tmp_path):
 
 
 def test_a_stalled_pipeline_is_told(monkeypatch, capsys):
-    monkeypatch.setattr(watch, "_PATIENCE", 0.0)
+    monkeypatch.setattr(watch, "_MOST_PATIENCE", 0.0)
     monkeypatch.setattr(watch, "_LOOK_EVERY", 0.01)
     monkeypatch.setattr(watch, "_patience", {})
     told = ""

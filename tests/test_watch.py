@@ -11,7 +11,7 @@ from defect_jax import watch
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(watch, "_PATIENCE", 0.0)
+    monkeypatch.setattr(watch, "_MOST_PATIENCE", 0.0)
     monkeypatch.setattr(watch, "_LOOK_EVERY", 0.01)
     monkeypatch.setattr(watch, "_patience", {})
 
@@ -50,7 +50,7 @@ def test_an_error_ends_the_wait():
 
 
 def test_what_is_quick_is_not_told(capsys, monkeypatch):
-    monkeypatch.setattr(watch, "_PATIENCE", 1e9)
+    monkeypatch.setattr(watch, "_MOST_PATIENCE", 1e9)
     with watch.waiting(1, watch.DATA):
         time.sleep(0.05)
     assert capsys.readouterr() == ("", "")
