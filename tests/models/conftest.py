@@ -32,13 +32,19 @@ def count_of() -> Callable[[nn.Module, tuple[int, ...]], int]:
 
 @pytest.fixture(scope="session")
 def variables_of() -> Callable[[nn.Module, tuple[int, ...]], Any]:
-    """(module, shape of its input) -> variables: normal kernels, positive scales and variances."""
+    """(module, shape of its input) -> variables with which no layer's result grows or fades much.
+
+    Scales and variances are positive, kernels normal as He et al. 2015 draw them.
+    """
 
     def draw(module: nn.Module, shape: tuple[int, ...]) -> Any:
         rng = np.random.default_rng(0)
 
         def leaf_of(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-            if path[-1].key in ("kernel", "mean", "bias"):
+            if path[-1].key == "kernel":
+                deviation = np.sqrt(2 / np.prod(leaf.shape[:-1]))
+                return rng.normal(0, deviation, leaf.shape).astype(np.float32)
+            if path[-1].key in ("mean", "bias"):
                 return rng.normal(0, 0.1, leaf.shape).astype(np.float32)
             return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
 

@@ -1,13 +1,15 @@
-"""The networks of DCGAN: parameter counts, sizes, ranges, and what each example depends on."""
+"""The networks of DCGAN: their layers written out, parameter counts, gradients of gradients."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 from defect_jax import errors
 from defect_jax.models import dcgan
+from tests.models.reference import Network, conv, up
 
 FLOAT32 = {jnp.dtype("float32")}
 
@@ -36,79 +38,53 @@ def test_discriminator_parameter_count(normalization, count, count_of):
     assert count_of(module, (1, 128, 128, 3)) == count
 
 
-def test_the_whole_image_becomes_one_code_and_back(variables_of):
-    """Sizes that are not square; a grey image."""
-    encoder = dcgan.Encoder(width=2, code_dim=5, axis_name="batch")
-    decoder = dcgan.Decoder((64, 96), channels=1, width=2, axis_name="batch")
-    x = jax.random.uniform(jax.random.key(0), (2, 64, 96, 1))
-    encode = variables_of(encoder, x.shape)
-    decode = variables_of(decoder, (2, 1, 1, 5))
-    code = jax.jit(lambda x: encoder.apply(encode, x, False))(x)
-    y = jax.jit(lambda code: decoder.apply(decode, code, False))(code)
-    assert encode["params"]["Conv_5"]["kernel"].shape == (2, 3, 32, 5)
-    assert decode["params"]["ConvTranspose_0"]["kernel"].shape == (2, 3, 5, 32)
-    assert code.shape == (2, 1, 1, 5)
-    assert y.shape == x.shape
-    assert np.all((y >= 0) & (y <= 1))
-    assert np.std(y[0] - y[1]) > 0
+# Encoder and Decoder of https://github.com/VectorInstitute/Computer_Vision_Project
+# (image/Defect_Detection/model.py). The discriminator is that encoder with a code of one number,
+# after Radford et al. 2016, https://arxiv.org/abs/1511.06434: strided convolutions, LeakyReLU 0.2,
+# no normalisation in the first and the last layer.
+def halvings(norm):
+    halve = functools.partial(conv, size=4, stride=2, pad=1, activation="leaky")
+    return halve(2, norm="none"), *(halve(width, norm=norm) for width in (4, 8, 16, 32))
 
 
-def test_encoder_by_its_definition(variables_of):
-    """The first convolution is not normalised, the code is linear, negative slopes are 0.2."""
-    module = dcgan.Encoder(width=2, code_dim=3)
-    x = jax.random.uniform(jax.random.key(0), (2, 32, 64, 3))
-    variables = variables_of(module, x.shape)
+def whole(features):
+    """Over images of 32x64 pixels, of which 1x2 are left; linear."""
+    return conv(features, (1, 2), norm="none", activation="none")
 
-    def by_definition(x):
-        for i in range(6):
-            kernel, window = variables["params"][f"Conv_{i}"]["kernel"], (2, 2)
-            pads = [(1, 1), (1, 1)]
-            if i == 5:
-                window, pads = (1, 1), [(0, 0), (0, 0)]
-            order = ("NHWC", "HWIO", "NHWC")
-            x = lax.conv_general_dilated(x, kernel, window, pads, dimension_numbers=order)
-            if 0 < i < 5:
-                affine = variables["params"][f"BatchNorm_{i - 1}"]
-                stats = variables["batch_stats"][f"BatchNorm_{i - 1}"]
-                x = (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
-                x = x * affine["scale"] + affine["bias"]
-            if i < 5:
-                x = jnp.where(x > 0, x, 0.2 * x)
-        return x
 
-    code, expected = jax.jit(lambda x: (module.apply(variables, x, False), by_definition(x)))(x)
-    np.testing.assert_allclose(code, expected, rtol=1e-3, atol=1e-4)
+_double = functools.partial(up, size=4, stride=2, pad=1)
+DECODER = (
+    *(up(32, (1, 2)), _double(16), _double(8), _double(4), _double(2)),
+    _double(3, norm="none", activation="sigmoid"),
+)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "layers"),
+    [
+        (dcgan.Encoder(2, 7), (3, 32, 64, 1), (*halvings("batch"), whole(7))),
+        (dcgan.Decoder((32, 64), 3, 2), (3, 1, 1, 7), DECODER),
+    ],
+    ids=["Encoder", "Decoder"],
+)
+def test_equals_its_layers_written_out(module, shape, layers, variables_of):
+    variables = variables_of(module, shape)
+    x = np.random.default_rng(0).normal(0, 10, shape).astype(np.float32)  # the decoder's fades
+    network = Network(variables)
+    actual = jax.jit(lambda v: module.apply(v, x, False))(variables)
+    network.assert_gives(actual, network.run(x, *layers))
 
 
 @pytest.mark.parametrize("normalization", ["batch", "group", "none"])
-def test_logits_of_an_example_depend_on_the_others_only_with_batch_norm(
-    normalization, variables_of
-):
-    module = dcgan.Discriminator(width=4, normalization=normalization)
-    x = jax.random.uniform(jax.random.key(0), (2, 32, 64, 3))
+def test_discriminator_equals_its_layers_written_out(normalization, variables_of):
+    module = dcgan.Discriminator(2, normalization)
+    x = np.random.default_rng(0).uniform(size=(3, 32, 64, 1)).astype(np.float32)
     variables = variables_of(module, x.shape)
-
-    @jax.jit
-    def apply(x):
-        return module.apply(variables, x, True, mutable=["batch_stats"])[0]
-
-    logits, features = apply(x)
-    changed, _ = apply(x.at[1].set(0.5))
-    assert logits.shape == (2,)
-    assert features.shape == (2, 1, 2, 64)
-    assert not np.isclose(logits[1], changed[1], rtol=1e-3)
-    assert np.isclose(logits[0], changed[0], rtol=1e-5) == (normalization != "batch")
-
-
-def test_logit_is_a_linear_map_of_the_features(variables_of):
-    module = dcgan.Discriminator(width=2, normalization="none")
-    x = jax.random.uniform(jax.random.key(0), (2, 64, 32, 3))
-    variables = variables_of(module, x.shape)
-    logits, features = jax.jit(lambda x: module.apply(variables, x, True))(x)
-    last = variables["params"]["Conv_5"]
-    expected = np.einsum("bhwc,hwc->b", features, last["kernel"][..., 0]) + last["bias"]
-    np.testing.assert_allclose(logits, expected, rtol=1e-4)
-    assert np.any(np.asarray(features) < 0)  # leaky
+    logits, features = jax.jit(lambda v: module.apply(v, x, False))(variables)
+    network = Network(variables)
+    expected = network.run(x, *halvings(normalization))
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)
+    network.assert_gives(logits, network.run(expected, whole(1))[:, 0, 0, 0])
 
 
 def test_gradient_of_the_norm_of_a_gradient(variables_of):

@@ -1,6 +1,5 @@
-"""The networks of SRGAN: parameter counts, the shrinking, the shuffling, the long skip."""
+"""The networks of SRGAN: their layers written out, the shuffling, parameter counts."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 
 from defect_jax import errors
 from defect_jax.models import srgan
+from tests.models.reference import Network, conv
 
 
 def test_generator_parameter_count(count_of):
@@ -52,87 +52,59 @@ def test_pixel_shuffle_by_its_definition(factor):
     np.testing.assert_array_equal(y, expected)
 
 
-def test_generator_sees_only_the_means_of_4x4_cells(variables_of):
-    module = srgan.SRResNet(channels=1, width=4, axis_name="batch")
-    rng = np.random.default_rng(1)
-    x = rng.integers(0, 256, (2, 16, 24, 1)).astype(np.float32) / 256  # sums of them are exact
+# Ledig et al. 2017, https://arxiv.org/abs/1609.04802, Figure 4, with five residual blocks, behind
+# means of 4x4 pixels as in https://github.com/shuaizzZ/
+# DeeCamp-10Group-Unsupervised-Defect-Segmentation (model/networks/SRGAN, commit c20e39e).
+def _generator(network, x, width):
+    def prelu(x):
+        slope = network.take("PReLU")["negative_slope"]
+        return np.where(x > 0, x, slope * x)
+
+    linear = {"norm": "none", "activation": "none"}
+    normal = conv(width, 3, 1, 1, activation="none")
+    batch, height, side, channels = x.shape
+    x = x.reshape(batch, height // 4, 4, side // 4, 4, channels).mean((2, 4))
+    x = first = prelu(network.run(x, conv(width, 9, 1, 4, **linear)))
+    for _ in range(5):
+        x = x + network.run(prelu(network.run(x, normal)), normal)
+    x = first + network.run(x, normal)
+    for _ in range(2):
+        x = network.run(x, conv(4 * width, 3, 1, 1, **linear))
+        x = prelu(srgan.pixel_shuffle(x, 2))
+    return network.run(x, conv(channels, 9, 1, 4, norm="none", activation="sigmoid"))
+
+
+def test_generator_equals_its_layers_written_out(variables_of):
+    module = srgan.SRResNet(channels=1, width=4)
+    x = np.random.default_rng(0).uniform(size=(2, 16, 24, 1)).astype(np.float32)
     variables = variables_of(module, x.shape)
-    apply = jax.jit(lambda x: module.apply(variables, x, False))
-    cells = x.reshape(2, 4, 4, 6, 4, 1).transpose(0, 1, 3, 2, 4, 5).reshape(2, 4, 6, 16)
-    shuffled = rng.permuted(cells, axis=-1).reshape(2, 4, 6, 4, 4, 1)
-    shuffled = shuffled.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape)
-    assert np.any(shuffled != x)
-    y = apply(x)
-    assert y.shape == x.shape
-    assert y.dtype == jnp.float32
-    assert np.all((y >= 0) & (y <= 1))
-    np.testing.assert_allclose(apply(shuffled), y, atol=1e-6)
-    rolled = apply(np.roll(x, 2, axis=1))  # other cells, so other means
-    assert np.abs(rolled - y).max() > 1e-3
-
-
-def test_without_its_blocks_the_generator_is_the_long_skip(variables_of):
-    """Batch norms that yield zero leave the first stage, the up-samplings and the last layer."""
-    module = srgan.SRResNet(width=4)
-    x = jax.random.uniform(jax.random.key(0), (2, 8, 12, 3))
-    variables = variables_of(module, x.shape)
-    params = variables["params"]
-    for name in params:
-        if "BatchNorm" in name:
-            params[name] = jax.tree.map(jnp.zeros_like, params[name])
-    stats = variables["batch_stats"]
-
-    def conv(x, name, size):
-        kernel = params[name]["kernel"]
-        assert kernel.shape[:2] == (size, size)
-        return nn.Conv(kernel.shape[-1], (size, size)).apply({"params": params[name]}, x)
-
-    def prelu(x, name):
-        return jnp.where(x > 0, x, params[name]["negative_slope"] * x)
-
-    @jax.jit
-    def by_definition(x):
-        y = prelu(conv(x.reshape(2, 2, 4, 3, 4, 3).mean((2, 4)), "Conv_0", 9), "PReLU_0")
-        for i in range(2):
-            y = prelu(srgan.pixel_shuffle(conv(y, f"Conv_{12 + i}", 3), 2), f"PReLU_{6 + i}")
-        return 1 / (1 + jnp.exp(-conv(y, "Conv_14", 9)))
-
-    apply = jax.jit(lambda x: module.apply({"params": params, "batch_stats": stats}, x, False))
-    np.testing.assert_allclose(apply(x), by_definition(x), atol=1e-5)
-    assert np.std(apply(x)) > 1e-3
-
-
-@pytest.mark.parametrize("size", [(16, 16), (32, 48)])
-def test_discriminator_judges_the_mean_of_its_features_at_any_size(size, variables_of):
-    module = srgan.SRDiscriminator(width=2, normalization="none")
-    variables = variables_of(module, (1, 16, 16, 1))
-    x = jax.random.uniform(jax.random.key(0), (2, *size, 1))
-    logits, features = jax.jit(lambda: module.apply(variables, x, True))()
-    assert features.shape == (2, size[0] // 16, size[1] // 16, 16)
-    first, second = (variables["params"][f"Dense_{i}"] for i in range(2))
-    hidden = np.mean(features, axis=(1, 2)) @ first["kernel"] + first["bias"]
-    hidden = np.where(hidden > 0, hidden, 0.2 * hidden)
-    expected = hidden @ second["kernel"][:, 0] + second["bias"]
-    np.testing.assert_allclose(logits, expected, rtol=1e-4)
-    assert np.any(np.asarray(features) < 0)  # leaky
+    actual = jax.jit(lambda v: module.apply(v, x, False))(variables)
+    network = Network(variables)
+    network.assert_gives(actual, _generator(network, x, 4))
 
 
 @pytest.mark.parametrize("normalization", ["batch", "group", "none"])
-def test_logits_of_an_example_depend_on_the_others_only_with_batch_norm(
-    normalization, variables_of
-):
-    module = srgan.SRDiscriminator(width=4, normalization=normalization)
-    x = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
-    variables = variables_of(module, x.shape)
+def test_discriminator_equals_its_layers_written_out(normalization, variables_of):
+    """Sources as above; one more than the variables are made for is any size."""
+    module = srgan.SRDiscriminator(2, normalization)
+    x = np.random.default_rng(0).uniform(size=(3, 32, 48, 1)).astype(np.float32)
+    variables = variables_of(module, (1, 16, 16, 1))
+    logits, features = jax.jit(lambda v: module.apply(v, x, False))(variables)
 
-    @jax.jit
-    def apply(x):
-        return module.apply(variables, x, True, mutable=["batch_stats"])[0][0]
+    def layer(width, stride, norm=normalization):
+        return conv(width, 3, stride, 1, norm, "leaky")
 
-    logits, changed = apply(x), apply(x.at[1].set(0.5))
-    assert logits.shape == (2,)
-    assert not np.isclose(logits[1], changed[1], rtol=1e-3)
-    assert np.isclose(logits[0], changed[0], rtol=1e-5) == (normalization != "batch")
+    network = Network(variables)
+    expected = network.run(
+        x,
+        *(layer(2, 1, "none"), layer(2, 2), layer(4, 1), layer(4, 2)),
+        *(layer(8, 1), layer(8, 2), layer(16, 1), layer(16, 2)),
+    )
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)
+    first, second = network.take("Dense"), network.take("Dense")
+    hidden = expected.mean((1, 2)) @ first["kernel"] + first["bias"]
+    hidden = np.where(hidden > 0, hidden, 0.2 * hidden)
+    network.assert_gives(logits, (hidden @ second["kernel"] + second["bias"])[:, 0])
 
 
 @pytest.mark.parametrize("network", [srgan.SRResNet, srgan.SRDiscriminator])

@@ -1,12 +1,14 @@
-"""The U-Net: sizes, parameter counts, and that every pixel sees its own neighbourhood."""
+"""The U-Net: its layers written out, its parameter count, its patches."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 
 from defect_jax import errors
 from defect_jax.models import unet
+from tests.models.reference import Network, conv, max_pool, up
 
 
 def test_parameter_count():
@@ -32,46 +34,6 @@ def test_float32_logits_of_every_pixel(normalization):
     assert ("batch_stats" in variables) == (normalization == "batch")
 
 
-def test_a_pixel_changes_its_own_logits_most():
-    """The skip at full resolution keeps places; a pixel out of reach changes nothing."""
-    module = unet.UNet(width=4, depth=1, normalization="none")
-    x = jax.random.normal(jax.random.key(0), (1, 32, 32, 1))
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), x, True))
-    variables = jax.tree.map(lambda s: rng.uniform(0, 0.1, s.shape).astype(np.float32), shapes)
-    apply = jax.jit(lambda x: module.apply(variables, x, True))
-    change = np.abs(apply(x.at[0, 9, 20, 0].add(1.0)) - apply(x)).sum(-1)[0]
-    assert np.unravel_index(change.argmax(), change.shape) == pytest.approx((9, 20), abs=2)
-    # Four 3x3 convolutions at full and two at half resolution, rounded up by the pooling.
-    assert change[9 + 10 :].max() == 0
-    assert change[9 + 5].max() > 0
-
-
-def test_a_residual_block_adds_its_input(variables_of):
-    """With every 3x3 kernel at zero, only the 1x1 kernels of the sums bring the image through."""
-    module = unet.UNet(width=4, depth=1, normalization="none", residual=True)
-    x = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3))
-
-    def cut(path, leaf):
-        return np.zeros_like(leaf) if leaf.shape[:2] == (3, 3) else np.abs(leaf)
-
-    variables = jax.tree_util.tree_map_with_path(cut, variables_of(module, x.shape))
-    y = module.apply(variables, x, True)
-    assert np.abs(y[0] - y[1]).max() > 1e-3
-
-
-def test_supervised_levels_halve_and_the_first_is_the_result(count_of, variables_of):
-    plain = unet.UNet(width=4, depth=3, num_classes=3)
-    deep = unet.UNet(width=4, depth=3, num_classes=3, supervised_levels=3)
-    shape = (1, 16, 24, 1)
-    # Two more 1x1 layers, on 8 and 16 channels.
-    assert count_of(deep, shape) - count_of(plain, shape) == 3 * (8 + 16) + 2 * 3
-    outs = jax.eval_shape(
-        lambda v: deep.apply(v, jnp.zeros(shape), False), variables_of(deep, shape)
-    )
-    assert [out.shape for out in outs] == [(1, 16, 24, 3), (1, 8, 12, 3), (1, 4, 6, 3)]
-
-
 def test_patches_and_back():
     x = np.random.default_rng(0).normal(size=(2, 6, 9, 4)).astype(np.float32)
     patches = np.asarray(unet._to_patches(x, 3))
@@ -79,21 +41,59 @@ def test_patches_and_back():
     np.testing.assert_array_equal(unet._from_patches(patches, 3), x)
 
 
-def test_patches_give_logits_of_every_pixel(variables_of):
-    """Without kernels the biases of the last layer are each place's logits within its patch."""
-    module = unet.UNet(width=4, depth=1, num_classes=3, patch_size=2, supervised_levels=1)
-    shape = (1, 8, 12, 1)
-    biases = np.arange(12.0, dtype=np.float32)
+# Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597, Figure 1, with normalisation before
+# each ReLU; residual as in He et al. 2016, https://arxiv.org/abs/1512.03385, Figure 2.
+def _by_hand(network, x, width, depth, norm, residual, outputs):
+    """The logits of each level, the first level's first."""
 
-    def only_biases(leaf):
-        return biases if leaf.shape == biases.shape else np.zeros_like(leaf)
+    def block(x, features):
+        small = (features, 3, 1, 1, norm)
+        y = network.run(x, conv(*small), conv(*small, activation="none"))
+        if residual:
+            y = y + network.run(x, conv(features, 1, norm=norm, activation="none"))
+        return np.maximum(y, 0)
 
-    variables = jax.tree.map(only_biases, variables_of(module, shape))
-    y = np.asarray(module.apply(variables, jnp.ones(shape), False))
-    assert y.shape == (1, 8, 12, 3)
-    np.testing.assert_array_equal(y[0, 5, 10], biases[6:9])  # second row, first column
-    with pytest.raises(errors.UserError, match="multiples of 4, found 10x12"):
-        module.apply(variables, jnp.ones((1, 10, 12, 1)), False)
+    skips, logits = [], []
+    for level in range(depth):
+        x = block(x, width * 2**level)
+        skips.append(x)
+        x = max_pool(x)
+    x = block(x, width * 2**depth)
+    for level in reversed(range(depth)):
+        features = width * 2**level
+        x = network.run(x, up(features, 2, 2, norm="none", activation="none"))
+        x = block(np.concatenate([skips[level], x], -1), features)
+        if level in outputs:
+            channels = outputs[level]
+            logits.insert(0, network.run(x, conv(channels, 1, norm="none", activation="none")))
+    return logits
+
+
+@pytest.mark.parametrize("unit_range", [False, True])
+def test_equals_its_layers_written_out(unit_range, variables_of):
+    module = unet.UNet(width=4, depth=2, num_classes=3, unit_range=unit_range)
+    x = np.random.default_rng(0).uniform(size=(2, 8, 12, 1)).astype(np.float32)
+    variables = variables_of(module, x.shape)
+    actual = jax.jit(lambda v: module.apply(v, x, False))(variables)
+    network = Network(variables)
+    (expected,) = _by_hand(network, x, 4, 2, "batch", False, {0: 3})
+    network.assert_gives(actual, special.expit(expected) if unit_range else expected)
+
+
+@pytest.mark.parametrize("normalization", ["group", "none"])
+def test_residual_blocks_patches_and_supervised_levels_equal_theirs(normalization, variables_of):
+    """Each 2x2 pixels go in as one, and come out so at the two levels that are supervised."""
+    shared = {"residual": True, "supervised_levels": 2, "patch_size": 2}
+    module = unet.UNet(width=4, depth=3, normalization=normalization, **shared)
+    x = np.random.default_rng(0).uniform(size=(2, 16, 32, 1)).astype(np.float32)
+    variables = variables_of(module, x.shape)
+    actual = jax.jit(lambda v: module.apply(v, x, False))(variables)
+    network = Network(variables)
+    patches = unet._to_patches(x, 2)
+    expected = _by_hand(network, patches, 4, 3, normalization, True, {0: 8, 1: 8})
+    assert [y.shape for y in actual] == [(2, 16, 32, 2), (2, 8, 16, 2)]
+    for logits, parts in zip(actual, expected, strict=True):
+        network.assert_gives(logits, unet._from_patches(parts, 2))
 
 
 @pytest.mark.parametrize("levels", [0, 3])
@@ -102,10 +102,14 @@ def test_wrong_number_of_supervised_levels_is_named(levels, shapes_of):
         shapes_of(unet.UNet(width=4, depth=2, supervised_levels=levels), (1, 8, 8, 3))
 
 
-def test_wrong_size_is_named():
-    module = unet.UNet(width=4, depth=4)
-    with pytest.raises(errors.UserError, match="multiples of 16, found 24x32"):
-        jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 24, 32, 3)), True))
+@pytest.mark.parametrize(
+    ("depth", "patch_size", "height", "message"),
+    [(4, 1, 24, "multiples of 16, found 24x32"), (1, 2, 10, "multiples of 4, found 10x32")],
+)
+def test_wrong_size_is_named(depth, patch_size, height, message, shapes_of):
+    module = unet.UNet(width=4, depth=depth, patch_size=patch_size)
+    with pytest.raises(errors.UserError, match=message):
+        shapes_of(module, (1, height, 32, 3))
 
 
 def test_unknown_normalization_is_named():
