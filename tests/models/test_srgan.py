@@ -85,7 +85,7 @@ def test_generator_equals_its_layers_written_out(variables_of):
 
 @pytest.mark.parametrize("normalization", ["batch", "group", "none"])
 def test_discriminator_equals_its_layers_written_out(normalization, variables_of):
-    """Sources as above; one more than the variables are made for is any size."""
+    """Sources as above, but for a mean over the image, so that any size will do."""
     module = srgan.SRDiscriminator(2, normalization)
     x = np.random.default_rng(0).uniform(size=(3, 32, 48, 1)).astype(np.float32)
     variables = variables_of(module, (1, 16, 16, 1))
