@@ -120,6 +120,7 @@ def _resolve(
     stored: ml_collections.ConfigDict | None,
 ) -> str:
     """Fills in what depends on the images; returns the digest of those to train on."""
+    _check_finite(config)
     check(config)
     if stored is not None:
         config.data.validation_files = stored.data.validation_files
@@ -134,6 +135,12 @@ def _resolve(
     return config.data.train_digest
 
 
+def _check_finite(config: ml_collections.ConfigDict) -> None:
+    for field, value in checkpoint.flat(config.to_dict()).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{field} is {value}: it must be a finite number")
+
+
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises UserError where the config cannot be trained or evaluated, before anything is done."""
     if config.data.one_model and config.data.category != "all":
@@ -141,9 +148,6 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"data.one_model is True with data.category '{config.data.category}': set "
             "data.category to all, or data.one_model to False"
         )
-    for field, value in checkpoint.flat(config.to_dict()).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{field} is {value}: it must be a finite number")
     check_batch_size(config)
     require(config.train.on_nonfinite, ON_NONFINITE, "train.on_nonfinite")
     pipeline.check(config)
