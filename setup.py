@@ -30,6 +30,7 @@ setuptools.setup(
         "clu>=0.0.12",
         "absl-py>=2.1.0",
         "etils[epath]>=1.12.0",
+        "fsspec>=2024.6.0",
         "matplotlib>=3.10.0",
         "numpy>=2.1.0",
         "pillow>=11.0.0",

@@ -23,7 +23,7 @@ from defect_jax import distributed, watch
 from defect_jax.errors import UserError
 from defect_jax.method import Batch, Method, State
 from defect_jax.methods import make_method
-from defect_jax.paths import is_remote, resolve, to_path, write_atomically
+from defect_jax.paths import is_remote, resolve, to_writable_path, write_atomically
 
 # What a checkpoint's fingerprint leaves out: where things lie and how often a run reports. With one
 # more or less, the checkpoints that are there would be taken for those of another config.
@@ -226,7 +226,7 @@ def go_back(checkpoints: ocp.CheckpointManager, step: int) -> None:
 
 def write_config(workdir: str | pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Writes `<workdir>/config.json`."""
-    write_json(to_path(workdir) / "config.json", config.to_dict())
+    write_json(to_writable_path(workdir) / "config.json", config.to_dict())
 
 
 def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
@@ -235,7 +235,7 @@ def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
     Raises:
         UserError: there is none, or it is no JSON.
     """
-    path = to_path(workdir) / "config.json"
+    path = to_writable_path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir} holds no run: no config.json there")
     try:
@@ -328,11 +328,11 @@ def _give_up_after(checkpoints: ocp.CheckpointManager, step: int) -> None:
 
 
 def _given_up(workdir: str | pathlib.Path) -> pathlib.Path:
-    return to_path(workdir) / "given_up"
+    return to_writable_path(workdir) / "given_up"
 
 
 def _folder(workdir: str | pathlib.Path) -> pathlib.Path:
-    path = to_path(workdir)
+    path = to_writable_path(workdir)
     if is_remote(path):
         try:
             from google.cloud import storage  # noqa: F401, of which Orbax makes use

@@ -38,7 +38,7 @@ from defect_jax.metrics import (
 from defect_jax.metrics.histogram import pr_curve, pro_curve, roc_curve
 from defect_jax.ops import tiles
 from defect_jax.ops.objects import Defect, find_defects, remove_small
-from defect_jax.paths import to_path, write_atomically
+from defect_jax.paths import to_writable_path, write_atomically
 
 Predict = Callable[[pipeline.HostBatch], dict[str, np.ndarray]]
 # defect type -> metric name -> the metric's state after the images of that type
@@ -88,7 +88,7 @@ def evaluate(
         UserError: no checkpoint, bad files, a score that is NaN, or see `check_defect_fields`.
     """
     check_defect_fields(config)
-    home = to_path(workdir if results_folder is None else results_folder)
+    home = to_writable_path(workdir if results_folder is None else results_folder)
     predict, step = _load(config, workdir, step)
     thresholds = calibrate(config, predict, home)
     examples = datasets.load_split(config, split)
@@ -191,7 +191,7 @@ def read_images(workdir: str | pathlib.Path, split: str = "test") -> list[dict[s
     Raises:
         UserError: the split has not been evaluated.
     """
-    path = to_path(workdir) / "eval" / split / "images.csv"
+    path = to_writable_path(workdir) / "eval" / split / "images.csv"
     if not path.is_file():
         raise UserError(f"{path} is not there: evaluate the run first (--mode=evaluate)")
     text = io.StringIO(path.read_bytes().decode(), newline="")
@@ -276,7 +276,7 @@ def calibrate(
 
 def read_thresholds(workdir: str | pathlib.Path) -> Thresholds | None:
     """The thresholds of a run's last evaluation; None where it has none."""
-    path = to_path(workdir) / "calibration.json"
+    path = to_writable_path(workdir) / "calibration.json"
     if not path.is_file():
         return None
     calibration = json.loads(path.read_text())

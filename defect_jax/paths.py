@@ -1,4 +1,4 @@
-"""Paths on this host's disks and in Google's object store, such as gs://bucket/runs/first."""
+"""Paths on this host's disks and in object stores, such as gs://bucket/runs/first."""
 
 import contextlib
 import os
@@ -6,26 +6,55 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import fsspec
 from etils import epath
+from etils.epath import backend, gpath
 
-from defect_jax.errors import UserError
+from defect_jax.errors import UserError, require
 
-_STORE = "gs://"
+_WRITABLE = "gs"
+_READABLE = ("s3", "az", "hf")
+
+
+class _Stored(gpath.PosixGPath):  # type: ignore[misc]
+    """A path that fsspec reads: epath would ask TensorFlow, to which gs:// alone is known."""
+
+    @property
+    def _backend(self) -> backend.Backend:
+        return backend.fsspec_backend
 
 
 def to_path(name: str | os.PathLike) -> pathlib.Path:
-    """A path of pathlib; for a name that begins with gs:// one of epath, with the same methods.
+    """A path of pathlib; for a name that begins with gs:// or the like one of the same methods.
 
     Raises:
-        UserError: it lies in another store, as s3://, az://, hf:// and file:// do.
+        UserError: no such kind of store is known, or the library is missing that reads it.
     """
     if not is_remote(name):
         return pathlib.Path(name)
-    if not os.fspath(name).startswith(_STORE):
+    kind = os.fspath(name).partition("://")[0]
+    require(kind, (_WRITABLE, *_READABLE), f"store in {name}")
+    path: Any = epath.Path(name) if kind == _WRITABLE else _Stored(name)
+    if kind != _WRITABLE:
+        try:
+            fsspec.get_filesystem_class(kind)
+        except ImportError as error:
+            raise UserError(f"{name} needs a library of its own: {error}") from error
+    return path
+
+
+def to_writable_path(name: str | os.PathLike) -> pathlib.Path:
+    """As `to_path`, of a folder for runs or prepared datasets.
+
+    Raises:
+        UserError: see `to_path`; or it lies where Orbax and TensorFlow cannot write.
+    """
+    path = to_path(name)
+    if is_remote(path) and not os.fspath(path).startswith(f"{_WRITABLE}://"):
         raise UserError(
-            f"{name} lies in a store of unknown kind: use a folder of this machine, or {_STORE}"
+            f"{name} cannot be written: Orbax and TensorFlow write to folders and {_WRITABLE}:// "
+            "alone, so use one of these; data.root may lie there"
         )
-    path: Any = epath.Path(name)
     return path
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from defect_jax import devices, distributed, watch
 from defect_jax.errors import UserError
 from defect_jax.method import Metrics
-from defect_jax.paths import is_remote, naming, to_path, write_atomically
+from defect_jax.paths import is_remote, naming, to_writable_path, write_atomically
 
 # Both are fields that a run cannot change once it has begun.
 _BEGIN_ANEW = (
@@ -113,7 +113,7 @@ def tensorboard(
         yield _NoEvents()
         return
     if kept is not None:
-        for path in to_path(workdir).glob("events.out.tfevents.*"):
+        for path in to_writable_path(workdir).glob("events.out.tfevents.*"):
             path.unlink()
     with naming(f"TensorBoard's file in {workdir}"):
         writer = metric_writers.SummaryWriter(str(workdir))

@@ -12,7 +12,7 @@ from defect_jax.errors import UserError, require
 from defect_jax.evaluate import check_defect_fields, evaluate
 from defect_jax.methods import make_method
 from defect_jax.metrics import RULES
-from defect_jax.paths import to_path
+from defect_jax.paths import to_writable_path
 from defect_jax.train import check_batch_size, check_steps, train
 
 COUNTS = (
@@ -49,7 +49,7 @@ def run(
     Raises:
         UserError: see `open_run`, `train` and `evaluate`; or the folder holds runs of another kind.
     """
-    workdir = to_path(workdir)
+    workdir = to_writable_path(workdir)
     categories = datasets.categories(config)
     if config.data.one_model:
         results = _run_one_model(config, workdir, mode, categories, step)

@@ -29,7 +29,7 @@ from defect_jax.devices import AXIS
 from defect_jax.errors import UserError
 from defect_jax.method import Batch, Method, Metrics, Phase, State
 from defect_jax.methods import make_method
-from defect_jax.paths import to_path, write_atomically
+from defect_jax.paths import to_writable_path, write_atomically
 
 # Long enough that dispatching costs nothing, short enough that a run can be stopped.
 _SECONDS_A_CALL = 1.0
@@ -53,7 +53,7 @@ def train(
         UserError: bad config or data, a checkpoint that cannot be read or written, or a metric
             that is not finite.
     """
-    workdir = to_path(workdir)
+    workdir = to_writable_path(workdir)
     check_batch_size(config)
     method = make_method(config)
     last_step = phase_ends(config, method)[-1]

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import types
 
+import fsspec
+import fsspec.implementations.memory
 import jax
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from defect_jax import checkpoint, evaluate, report, run, visualize
 from defect_jax.data import datasets
 from defect_jax.errors import UserError
 from defect_jax.method import State
-from defect_jax.paths import resolve, to_path
+from defect_jax.paths import resolve, to_path, to_writable_path
 
 
 class Bucket:
@@ -142,19 +144,73 @@ def test_local_paths_stay_as_they_are():
     assert str(resolve(to_path("gs://bucket/runs"))) == "gs://bucket/runs"
 
 
-@pytest.mark.parametrize("kind", ["s3", "az", "hf", "memory", "file", "ftp"])
-def test_other_stores_are_refused_wherever_a_path_is_given(kind, config):
-    """Some of them epath would take, and something further on would not."""
-    name = f"{kind}://bucket/run"
-    words = f"{name} lies in a store of unknown kind: use a folder of this machine, or gs://"
-    for refused in (to_path, checkpoint.load_run, checkpoint.steps, evaluate.read_images):
+class MemoryStore(fsspec.implementations.memory.MemoryFileSystem):
+    """A store of fsspec's in memory that goes by the name of Amazon's."""
+
+    protocol = "s3"
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + path.removeprefix("s3://").strip("/")
+
+
+@pytest.fixture
+def other_store(monkeypatch):
+    """A store as s3fs gives one, but in memory and empty."""
+    monkeypatch.setattr(MemoryStore, "store", {})
+    monkeypatch.setattr(MemoryStore, "pseudo_dirs", [""])
+    fsspec.register_implementation("s3", MemoryStore, clobber=True)
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    yield fsspec.filesystem("s3")
+    fsspec.register_implementation("s3", "s3fs.S3FileSystem", clobber=True)
+    backend.fsspec_backend._get_filesystem.cache_clear()
+
+
+def test_images_in_another_store_are_those_of_a_local_folder(config, other_store, tmp_path):
+    local = run.open_run(config, tmp_path / "local", "train")
+    other_store.put(config.data.root, "s3://bucket/images", recursive=True)
+    config.data.root = "s3://bucket/images"
+    remote = run.open_run(config, tmp_path / "remote", "train")
+    assert remote.data.train_digest == local.data.train_digest
+
+
+@pytest.mark.parametrize("kind", ["az", "hf"])
+def test_a_library_that_a_store_needs_is_named(kind, config, monkeypatch):
+    def missing(name):
+        raise ImportError(f"Install what reads {name}")
+
+    monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
+    config.data.root = f"{kind}://bucket/images"
+    with pytest.raises(UserError, match=f"{kind}://bucket/images needs .*: Install what reads"):
+        datasets.load_split(config, "train")
+
+
+@pytest.mark.parametrize("kind", ["memory", "file", "ftp"])
+def test_stores_that_nothing_reads_are_refused(kind, config):
+    name = f"{kind}://bucket/images"
+    words = f"unknown store in {name} '{kind}': choose one of az, gs, hf, s3"
+    config.data.root = name
+    for refused in (to_path, to_writable_path):
         with pytest.raises(UserError, match=f"^{words}$"):
             refused(name)
     with pytest.raises(UserError, match=f"^{words}$"):
-        run.run(config, name, "train")
-    config.data.root = name
-    with pytest.raises(UserError, match=f"^{words}$"):
         datasets.load_split(config, "train")
+
+
+def test_what_is_written_is_refused_where_nothing_writes(config, other_store):
+    name = "s3://bucket/run"
+    for refused in (
+        checkpoint.load_run,
+        checkpoint.steps,
+        evaluate.read_images,
+        lambda name: run.run(config, name, "train"),
+    ):
+        with pytest.raises(UserError, match=r"^s3://bucket/run cannot be written"):
+            refused(name)
+    config.data.cache_dir = name
+    with pytest.raises(UserError, match=r"^s3://bucket/run cannot be written"):
+        datasets.load_split(config, "train")
+    assert not other_store.exists(name)
 
 
 @pytest.fixture

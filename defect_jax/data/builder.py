@@ -24,7 +24,7 @@ from defect_jax import distributed
 from defect_jax.data.examples import Examples
 from defect_jax.data.tensorflow_quietly import tf, tfds
 from defect_jax.errors import UserError
-from defect_jax.paths import is_remote, resolve, to_path
+from defect_jax.paths import is_remote, resolve, to_writable_path
 
 Generators = Mapping[str, Callable[[], Iterable[dict]]]
 
@@ -95,10 +95,10 @@ def prepare(
     Raises:
         UserError: the folder cannot be written, or a generator found bad input.
     """
-    folder = to_path(cache_dir or "~/.cache/defect_jax/datasets").expanduser()
+    folder = to_writable_path(cache_dir or "~/.cache/defect_jax/datasets").expanduser()
     data_dir = str(folder / name / fingerprint)
     try:
-        to_path(data_dir).mkdir(parents=True, exist_ok=True)
+        to_writable_path(data_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _cannot_write(data_dir, error) from error
     with _quiet(), _progress(name, num_examples) as bar:
