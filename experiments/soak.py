@@ -5,7 +5,7 @@
 An autoencoder is trained on drawn surfaces by `python -m defect_jax.main`, which a SIGKILL ends at
 random moments, checkpoints half written included, and which is started again with the same flags
 each time. Writes soak.json to the folder: what became of each start, and how the result compares.
-Allow half an hour for its 20 kills on two idle cores; most of it goes into starting.
+Allow a quarter of an hour for its 20 kills on two cores; most of it goes into starting.
 
 With --processes=2 the run has two processes on this machine. One of them is killed; the other must
 end with an error by itself, and both are started again. Where one is killed before the two have
