@@ -1,6 +1,12 @@
 """Several processes that share a run: each has devices of its own and a part of every batch.
 
 All take the same steps; process 0 alone writes and prints.
+
+A process that ends has the others end: with an error at their next exchange. One that goes without
+closing its connections (its machine is cut off, loses power or hangs) is missed after 100 s without
+a heartbeat, or the timeout of `start` if that is less. Then JAX itself ends the others, with its
+own message and SIGABRT (status 134), as it leaves no way to do otherwise. Before that `watch` names
+the host that is silent.
 """
 
 import contextlib
@@ -44,12 +50,6 @@ def start(
     TPU, SLURM, Open MPI 4, or VARIABLES) announce several. An indexed job of Kubernetes announces
     them where the package `kubernetes` is installed and the pod may read pods, services and jobs;
     else set VARIABLES.
-
-    From then on a process that ends has the others end: with an error at their next exchange. One
-    that goes without closing its connections (its machine is cut off, loses power or hangs) is
-    missed after 100 s without a heartbeat, or `timeout` if that is less. Then JAX itself ends the
-    others, with its own message and SIGABRT (status 134), as it leaves no way to do otherwise.
-    Before that `watch` names the host that is silent.
 
     Args:
         given: the values of FLAGS, all or none: the 'host:port' of process 0, the number of

@@ -28,7 +28,7 @@ HOSTS = "another host"
 PREDICTION = "the next image's prediction (data pipeline, compiler or devices)"
 STORAGE = "a checkpoint to be written (storage, or another host)"
 
-# In seconds. Both before a host that is lost ends the others, see `distributed.start`.
+# In seconds. Both before a host that is lost ends the others, see `distributed`.
 _PATIENCE = 20.0
 _MOST_PATIENCE = 60.0  # of one process, or where waits of the same kind have been as long before
 _LOOK_EVERY = 1.0
