@@ -76,13 +76,16 @@ def train(
                     state = _run_phases(config, method, state, reporter, checkpoints)
             if distributed.is_first():
                 _draw_curves(workdir, events, last_step)
-    seconds, steps = time.monotonic() - began, last_step - start
+    _tell_speed(last_step - start, time.monotonic() - began, config.train.batch_size)
+    return state
+
+
+def _tell_speed(steps: int, seconds: float, batch_size: int) -> None:
     print(
         f"{steps} steps in {seconds:.0f} s, compilation included: "
-        f"{steps * config.train.batch_size / seconds:.0f} images/s",
+        f"{steps * batch_size / seconds:.0f} images/s",
         flush=True,
     )
-    return state
 
 
 def check_batch_size(config: ml_collections.ConfigDict) -> None:
