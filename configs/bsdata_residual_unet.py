@@ -16,9 +16,9 @@ from configs import bsdata_unet
 def get_config() -> ml_collections.ConfigDict:
     config = bsdata_unet.get_config()
     config.data.fit = "crop"
-    config.data.image_size = (256, 256)
-    config.data.defect_share = 2 / 3
-    config.data.normals = True
+    config.data.frame_width = 896
+    config.data.image_size = (192, 192)
+    config.data.defect_share = 0.5
 
     config.method.patch_size = 2
     config.method.residual = True
@@ -36,15 +36,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.noise = 0.02
     config.augment.jpeg = 50
     config.augment.paste_probability = 0.5
-    config.augment.paste_size = 128  # pixels, the side of the pasted patch
-
-    config.optimizer.learning_rate = 1e-3
+    config.augment.paste_size = 96  # pixels, the side of the pasted patch
 
     config.train.batch_size = 8
-    config.train.num_steps = 2000
+    config.train.num_steps = 1500
     config.train.checkpoint_every = 250
     config.eval.batch_size = 2
-    config.eval.tile = (672, 832)  # a frame of type 2 is covered by two
+    config.eval.tile = (384, 896)  # a whole frame
     config.eval.overlap = 64  # pixels that neighbouring tiles share at least
     config.eval.flip_average = True
     return config

@@ -163,7 +163,7 @@ def at_native_size(
         prediction: what the method predicts for it, without the batch.
     """
     size = pipeline.native_size(examples, number)
-    filled = pipeline.fitted_size(size, config.data.image_size, config.data.fit)
+    filled = pipeline.fitted_size(config.data, size)
     example = {
         "number": number,
         "filename": str(examples.filename[number]),
@@ -312,7 +312,7 @@ def _predict_images(
 def _predict_tiles(
     config: ml_collections.ConfigDict, examples: Examples, predict: Predict
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Each image at its own resolution, with the merged predictions of its tiles.
+    """Each image at its `pipeline.fitted_size`, with the merged predictions of its tiles.
 
     Where tiles reach beyond an image, it is continued by its last row and column. The score is
     that of the merged map, by `config.method.top_fraction`.
@@ -323,9 +323,9 @@ def _predict_tiles(
     """
     tile, overlap = tuple(config.eval.tile), config.eval.overlap
     for number in range(jax.process_index(), len(examples), jax.process_count()):
-        image = pipeline.native_image(examples, number, config.data.channels)
-        native = image.shape[:2]
-        image = pipeline.pad_to(image, tiles.covered(native, tile))
+        image = pipeline.fitted_image(config.data, examples, number)
+        fitted = image.shape[:2]
+        image = pipeline.pad_to(image, tiles.covered(fitted, tile))
         size = image.shape[:2]
         starts = tiles.corners(size, tile, overlap)
         cuts = tiles.cut(image, starts, tile)
@@ -335,7 +335,7 @@ def _predict_tiles(
             for name in parts[0]
             if name != "score"
         }
-        seen = jnp.asarray(prediction["score_map"][None, : native[0], : native[1]])
+        seen = jnp.asarray(prediction["score_map"][None, : fitted[0], : fitted[1]])
         score = score_image(seen, 0.0, config.method.top_fraction)["score"][0]
         yield image, prediction | {"score": np.asarray(score)}
 

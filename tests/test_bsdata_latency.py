@@ -31,11 +31,13 @@ def predict(batch):
     [
         ("whole", "whole, 96x160", (96, 160), 1),
         ("tiles", "tiles of 64x96, overlap 16: 4", (64, 96), 4),
+        ("shrunk", "shrunk to a width of 150", (64, 96), 4),
     ],
 )
 def test_in_pieces_the_map_is_that_of_the_image(way, taken, piece, count):
     config = bsdata_residual_unet.get_config()
     config.eval.update(tile=(64, 96), overlap=16, batch_size=1)
+    config.data.frame_width = SIZE[1]
     examples = latency.draw_image(SIZE, 3)
     assert latency.set_way(config, way, SIZE) == taken
     seen = []
@@ -77,7 +79,7 @@ def test_shrunk_the_map_is_that_of_evaluation(fit):
 
 
 def test_each_network_is_taken_in_all_its_ways(monkeypatch, capsys):
-    """A line for each of them; one that is trained on crops is not shrunk."""
+    """A line for each of them."""
     called = []
 
     def alone(work):
@@ -88,11 +90,12 @@ def test_each_network_is_taken_in_all_its_ways(monkeypatch, capsys):
     latency.main(["--repeats=3"])
     title, _, _, _, *lines = capsys.readouterr().out.strip().split("\n")
     assert title.startswith("1540x645 pixels; median of 3 ")
-    assert len(lines) == 4 + 6
+    assert len(lines) == 6 + 6
     assert lines[0] == "| bsdata_residual_unet | whole, 672x1568 | 1 | 1.50 | 1.00 |"
-    assert "| bsdata_residual_unet | tiles of 672x832, overlap 64: 2 | 4 | 1.50 | 4.00 |" in lines
-    assert "| bsdata_znet | shrunk to 256x512 | 4 | 1.50 | 10.00 |" in lines
-    assert called[9].args == ("bsdata_znet", "shrunk", 4, (645, 1540), 3)
+    assert "| bsdata_residual_unet | tiles of 384x896, overlap 64: 4 | 4 | 1.50 | 4.00 |" in lines
+    assert "| bsdata_residual_unet | shrunk to a width of 896 | 1 | 1.50 | 5.00 |" in lines
+    assert "| bsdata_znet | shrunk to 256x512 | 4 | 1.50 | 12.00 |" in lines
+    assert called[11].args == ("bsdata_znet", "shrunk", 4, (645, 1540), 3)
 
 
 @pytest.fixture

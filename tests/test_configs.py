@@ -20,7 +20,12 @@ CONFIGS = sorted(
 )  # fmt: skip
 NO_VALUE = object()
 # Crops of the drawn images of BSData, which are 46 pixels high.
-CROPS = {"data.image_size": (32, 64), "augment.paste_size": 24, "eval.tile": (64, 64)}
+CROPS = {
+    "data.frame_width": 96,
+    "data.image_size": (32, 64),
+    "augment.paste_size": 24,
+    "eval.tile": (64, 64),
+}
 # Read when a run is opened: the name of its row, the draw of validation images, the digest.
 READ_BEFORE = {"data.category", "data.validation_fraction", "data.train_digest"}
 

@@ -22,6 +22,7 @@ from defect_jax.train import train
 
 def make_config(tile, overlap, batch_size=4):
     config = bsdata_residual_unet.get_config()
+    config.data.frame_width = 0
     config.eval.update(tile=tile, overlap=overlap, batch_size=batch_size, bootstrap_samples=10)
     return config
 
@@ -122,6 +123,20 @@ def test_a_split_may_hold_images_of_any_size(several):
             box_mean(image, radius),
             atol=TOLERANCE,
         )
+
+
+def test_frames_of_several_resolutions_are_seen_at_one_width():
+    """And the map of each has the size of its file."""
+    rows, columns = np.indices((96, 132))
+    small = np.stack([rows, columns, rows + columns], -1).astype(np.uint8)
+    large = small.repeat(2, 0).repeat(2, 1)
+    config = make_config((72, 84), 16)
+    config.data.frame_width = 132
+    seen_small, seen_large = predictions(config, make_examples([small, large]), reading_around(3))
+    np.testing.assert_allclose(seen_large["image"], seen_small["image"], atol=1)
+    assert seen_large["score_map"].shape == seen_large["class_map"].shape == (192, 264)
+    twice = Image.fromarray(seen_small["score_map"]).resize((264, 192), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(seen_large["score_map"], np.asarray(twice), atol=1)
 
 
 @pytest.mark.parametrize("batch_size", [2, 4, 6, 16])
@@ -276,8 +291,9 @@ def small(shrink, frames):
 
 @pytest.fixture(scope="module")
 def config(small):
-    """Two players on crops, two of three around a pit, and pits pasted onto the others."""
+    """Two players on crops of shrunk frames, half around a pit, and pits pasted onto the others."""
     config = small(bsdata_adversarial.get_config())
+    config.data.frame_width = 60
     config.method.supervised_levels = 2
     config.augment.paste_size = 20
     return config

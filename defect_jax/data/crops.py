@@ -1,4 +1,6 @@
-"""Random crops of images at their own resolution, for training where `config.data.fit` is 'crop'.
+"""Random crops of whole frames, for training where `config.data.fit` is 'crop'.
+
+Frames keep their own resolution or are brought to one width first, `config.data.frame_width`.
 
 A share of the crops lies around a defect, since most of a frame has nothing to teach; the rest
 lies anywhere in any frame. Which crop stands at a place of the stream is a function of (seed,
@@ -71,8 +73,9 @@ def train_crops(
     """The crops of each batch.
 
     Args:
-        config: reads `seed`, `data.image_size` (of a crop), `data.channels`, `data.defect_share`,
-            `augment.paste_probability` and `augment.paste_size`.
+        config: reads `seed`, `data.image_size` (of a crop), `data.channels`,
+            `data.frame_width`, `data.defect_share`, `augment.paste_probability` and
+            `augment.paste_size`.
         examples: N of them, of any sizes; smaller ones are continued by their last row and column.
         places: [steps, b] of the stream.
 
@@ -113,7 +116,12 @@ def train_crops(
 
 def check_memory(data: ml_collections.ConfigDict, examples: Examples, host_bytes: int) -> None:
     """Raises UserError where the decoded frames fill more than half of the host's memory."""
-    sizes = np.array([pipeline.native_size(examples, number) for number in range(len(examples))])
+    sizes = np.array(
+        [
+            pipeline.fitted_size(data, pipeline.native_size(examples, number))
+            for number in range(len(examples))
+        ]
+    )
     needed = int(sizes.prod(axis=1).sum()) * (data.channels + 1)
     if needed > host_bytes / 2:
         raise UserError(
@@ -130,10 +138,10 @@ def _generator(config: ml_collections.ConfigDict, *purpose: int) -> np.random.Ge
 
 def _decode(data: ml_collections.ConfigDict, examples: Examples, number: int) -> Frame:
     size = (data.image_size[0], data.image_size[1])
-    mask = pipeline.native_mask(examples, number)
+    mask = pipeline.fitted_mask(data, examples, number)
     components, count = label_regions(mask)
     defects = [np.argwhere(components == one) for one in range(1, count + 1)]
-    image = pipeline.native_image(examples, number, data.channels)
+    image = pipeline.fitted_image(data, examples, number)
     return Frame(pipeline.pad_to(image, size), pipeline.pad_to(mask, size, "constant"), defects)
 
 

@@ -36,6 +36,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     require(data.fit, FITS, "data.fit")
     require(data.cache, CACHES, "data.cache")
     require(data.channels, CHANNELS, "data.channels")
+    if data.frame_width < 0 or (data.frame_width and data.fit != "crop"):
+        raise UserError(
+            f"data.frame_width is {data.frame_width} with data.fit '{data.fit}': choose a number "
+            "of pixels with 'crop', 0 for the frames' own, and 0 otherwise"
+        )
     cropped = {
         "data.defect_share": data.defect_share,
         "augment.paste_probability": augmentation.paste_probability,
@@ -217,20 +222,24 @@ def eval_batches(
         }
 
 
-def fitted_size(native: tuple[int, int], image_size: tuple[int, int], fit: str) -> tuple[int, int]:
-    """The part (h, w) of the model's image, from its top left, that an image fills.
+def fitted_size(data: ml_collections.ConfigDict, native: tuple[int, int]) -> tuple[int, int]:
+    """The size (h, w) at which the model sees an image of this native size, padding apart.
 
-    `fit` is 'resize' (all of it, whatever the aspect), 'pad' (keeps the aspect; its last row or
-    column is repeated over the rest) or 'crop' (the image keeps its size).
+    Args:
+        data: reads `fit`: 'resize' (to `image_size`, whatever the aspect), 'pad' (into it, from the
+            top left, keeping the aspect; the last row or column is repeated over the rest) or
+            'crop' (to a width of `frame_width`, keeping the aspect; where that is 0, as it is).
+        native: (h, w) of the file.
     """
-    if fit == "crop":
-        return native
-    if fit == "resize":
-        return image_size[0], image_size[1]
-    scale = min(image_size[0] / native[0], image_size[1] / native[1])
+    size = data.image_size
+    if data.fit == "resize":
+        return size[0], size[1]
+    if data.fit == "crop":
+        scale = data.frame_width / native[1] if data.frame_width else 1.0
+        return max(1, round(native[0] * scale)), data.frame_width or native[1]
+    scale = min(size[0] / native[0], size[1] / native[1])
     height, width = (
-        max(1, min(limit, round(side * scale)))
-        for side, limit in zip(native, image_size, strict=True)
+        max(1, min(limit, round(side * scale))) for side, limit in zip(native, size, strict=True)
     )
     return height, width
 
@@ -263,6 +272,37 @@ def native_mask(examples: Examples, number: int) -> np.ndarray:
         return np.asarray(mask)
 
 
+def fitted_image(data: ml_collections.ConfigDict, examples: Examples, number: int) -> np.ndarray:
+    """An example's image at its `fitted_size`: uint8 [h, w, data.channels]."""
+    image = native_image(examples, number, data.channels)
+    return _shrink(image, fitted_size(data, image.shape[:2]), Image.Resampling.BILINEAR)
+
+
+def fitted_mask(data: ml_collections.ConfigDict, examples: Examples, number: int) -> np.ndarray:
+    """An example's mask at its `fitted_size`: uint8 [h, w], the class that covers most of each."""
+    mask = native_mask(examples, number)
+    size = fitted_size(data, mask.shape)
+    if size == mask.shape:
+        return mask
+    covered = [
+        _shrink(np.uint8(255) * (mask == one), size, Image.Resampling.BOX)
+        for one in range(data.num_classes)
+    ]
+    return np.argmax(covered, axis=0).astype(np.uint8)
+
+
+def _shrink(values: np.ndarray, size: tuple[int, int], filtering: Image.Resampling) -> np.ndarray:
+    """uint8 [h, w] or [h, w, C] at another size; smaller, a pixel weighs all that it covers."""
+    if size == values.shape[:2]:
+        return values
+    channels = values.reshape(*values.shape[:2], -1)
+    shrunk = [
+        np.asarray(Image.fromarray(channel).resize(size[::-1], filtering))
+        for channel in np.moveaxis(channels, -1, 0)
+    ]
+    return np.stack(shrunk, axis=-1).reshape(*size, *values.shape[2:])
+
+
 def pad_to(values: np.ndarray, size: tuple[int, int], mode: Any = "edge") -> np.ndarray:
     """[h, w, ...] continued below and to the right to at least this size, as `np.pad` does."""
     missing = [max(0, wanted - have) for wanted, have in zip(size, values.shape, strict=False)]
@@ -278,9 +318,6 @@ def _decode(
     from defect_jax.data import decode  # takes seconds, for TensorFlow; arrays do without
 
     sizes = np.array(
-        [
-            fitted_size(native_size(examples, number), data.image_size, data.fit)
-            for number in range(len(examples))
-        ]
+        [fitted_size(data, native_size(examples, number)) for number in range(len(examples))]
     )
     return decode.batches(data, examples, sizes, numbers)

@@ -8,7 +8,7 @@ decoded image to the class of each of its pixels, in float32 unless the config s
 
     whole   the image at its own resolution in one piece, continued to multiples of 32 pixels
     tiles   one at a time, those of the config, or of bsdata_residual_unet.py where it has none
-    shrunk  to the size that the network was trained at, and the map back; not for runs on crops
+    shrunk  to the size, or the width, at which the network was trained, and the map back
 
 with one view of the image or the mean over four flips. Each row is measured in a process of its
 own. Its peak memory is the maximum resident set of that process, nothing taken off: Python and its
@@ -28,7 +28,6 @@ import jax
 import ml_collections
 import numpy as np
 from absl import logging
-from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
@@ -71,7 +70,8 @@ def open_network(source: str) -> tuple[ml_collections.ConfigDict, State | None]:
 
 def ways(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     """How a network of this config can take an image."""
-    return ("whole", "tiles") if config.data.fit == "crop" else ("whole", "tiles", "shrunk")
+    native = config.data.fit == "crop" and not config.data.frame_width
+    return ("whole", "tiles") if native else ("whole", "tiles", "shrunk")
 
 
 def set_way(config: ml_collections.ConfigDict, way: str, size: tuple[int, int]) -> str:
@@ -80,9 +80,11 @@ def set_way(config: ml_collections.ConfigDict, way: str, size: tuple[int, int]) 
     Returns:
         What the network takes.
     """
+    if way == "shrunk" and config.data.fit == "crop":
+        return f"shrunk to a width of {config.data.frame_width}"
     if way == "shrunk":
         return "shrunk to {}x{}".format(*config.data.image_size)
-    config.data.fit = "crop"
+    config.data.update(fit="crop", frame_width=0)
     if way == "whole":
         height, width = (-(-side // tiles.GRID) * tiles.GRID for side in size)
         config.eval.update(tile=(height, width), overlap=0)
@@ -106,11 +108,7 @@ def predict_one(config: ml_collections.ConfigDict, examples: Examples, predict: 
     """The one example with its prediction, as `evaluate.predictions` yields it."""
     if config.data.fit == "crop":
         return next(predictions(config, examples, predict))
-    size = pipeline.native_size(examples, 0)
-    image = Image.fromarray(examples.image[0].squeeze())
-    height, width = pipeline.fitted_size(size, config.data.image_size, config.data.fit)
-    pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
-    pixels = pixels.reshape(height, width, config.data.channels)
+    pixels = pipeline.fitted_image(config.data, examples, 0)
     pixels = pipeline.pad_to(pixels, config.data.image_size)
     predicted = predict({"image": pixels[None], "index": np.zeros(1, np.int32)})
     return at_native_size(config, examples, 0, pixels, {n: v[0] for n, v in predicted.items()})

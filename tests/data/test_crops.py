@@ -1,5 +1,7 @@
 """Crops for training: where they lie, that they can be repeated, and donors of defects."""
 
+import dataclasses
+
 import ml_collections
 import numpy as np
 import pytest
@@ -34,7 +36,7 @@ def spotted(*spots: tuple[int, int]) -> np.ndarray:
 @pytest.fixture
 def config() -> ml_collections.ConfigDict:
     config = bsdata_residual_unet.get_config()
-    config.data.image_size = (SIZE, SIZE)
+    config.data.update(image_size=(SIZE, SIZE), frame_width=0, defect_share=2 / 3)
     config.train.batch_size = 8
     config.augment.paste_probability = 0.0
     return config
@@ -136,6 +138,24 @@ def test_donors_show_a_whole_defect_in_the_middle(config, examples):
     assert seen == {(0, 20, 30), (1, 5, 5), (1, 30, 50)}
 
 
+def test_crops_of_frames_brought_to_a_width_are_those_of_frames_that_have_it(config, examples):
+    config.data.frame_width = 60
+    config.augment.update(paste_probability=0.5, paste_size=9)
+    larger = dataclasses.replace(
+        examples,
+        image=examples.image.repeat(3, 1).repeat(3, 2),
+        mask=examples.mask.repeat(3, 1).repeat(3, 2),
+    )
+    for small, large in zip(
+        *(crops.train_crops(config, each, places(config, 4)) for each in (examples, larger)),
+        strict=True,
+    ):
+        for name in ("mask", "label", "donor_mask"):
+            np.testing.assert_array_equal(small[name], large[name])
+        error = np.abs(small["image"].astype(int) - large["image"])
+        assert error.max() <= 1  # at a frame's border the filter has one neighbour less
+
+
 def test_small_frames_are_continued(config):
     config.data.image_size = (48, 64)
     (batch,) = crops.train_crops(config, make_examples([spotted((20, 30))]), places(config, 1))
@@ -172,5 +192,5 @@ def test_only_crops_have_shares(config, name):
 
 def test_a_patch_larger_than_the_crop_is_told(config):
     config.augment.paste_probability = 0.5
-    with pytest.raises(UserError, match=r"paste_size is 128: .* 16x16"):
+    with pytest.raises(UserError, match=r"paste_size is 96: .* 16x16"):
         pipeline.check(config)

@@ -136,7 +136,7 @@ def test_padding_keeps_the_aspect_and_the_mask_in_place(config):
     mask = np.zeros((16, 32), np.uint8)
     mask[8:, 16:] = 1
     batch = next(pipeline.eval_batches(config, make_examples([image], [mask]), 1))
-    assert pipeline.fitted_size((16, 32), (8, 8), "pad") == (4, 8)
+    assert pipeline.fitted_size(config.data, (16, 32)) == (4, 8)
     assert (batch["image"] == 200).all()  # no edge where the image ends
     expected = np.zeros((8, 8), np.uint8)
     expected[2:4, 4:] = 1
@@ -159,6 +159,53 @@ def test_native_masks_keep_the_size_of_their_files():
     examples = make_examples([image, image], [mask, None])
     np.testing.assert_array_equal(pipeline.native_mask(examples, 0), mask)
     np.testing.assert_array_equal(pipeline.native_mask(examples, 1), np.zeros((5, 9)))
+
+
+@pytest.mark.parametrize(
+    ("native", "width", "size"),
+    [((46, 113), 0, (46, 113)), ((46, 113), 226, (92, 226)), ((645, 1540), 896, (375, 896))],
+)
+def test_frames_are_brought_to_a_width_and_keep_their_aspect(config, native, width, size):
+    config = config.copy_and_resolve_references()
+    config.data.update(fit="crop", frame_width=width)
+    assert pipeline.fitted_size(config.data, native) == size
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_frame_brought_to_a_width_is_the_mean_of_what_its_pixels_cover(config, channels):
+    config = config.copy_and_resolve_references()
+    config.data.update(fit="crop", frame_width=40, channels=channels)
+    rows, columns = np.indices((30, 40))
+    small = np.stack([2 * rows + columns] * 3, -1).astype(np.uint8)  # a slope, and a grey one
+    large = small.repeat(3, 0).repeat(3, 1)
+    examples = make_examples([large, small], [None, None])
+    shrunk, kept = (pipeline.fitted_image(config.data, examples, n) for n in range(2))
+    np.testing.assert_array_equal(kept, small[..., :channels])
+    assert shrunk.shape == kept.shape
+    inside = np.s_[1:-1, 1:-1]  # at the border the filter has one neighbour less
+    np.testing.assert_array_equal(shrunk[inside], kept[inside])
+
+
+def test_a_mask_brought_to_a_width_takes_the_class_that_covers_most(config):
+    config = config.copy_and_resolve_references()
+    config.data.update(fit="crop", frame_width=8, num_classes=3)
+    mask = np.zeros((8, 16), np.uint8)
+    mask[:2, :2] = [[1, 2], [2, 2]]
+    mask[2, 2] = 1
+    mask[6:, 14:] = 1
+    examples = make_examples([np.zeros((8, 16, 3), np.uint8)] * 2, [mask, None])
+    expected = np.zeros((4, 8), np.uint8)
+    expected[0, 0], expected[3, 7] = 2, 1
+    np.testing.assert_array_equal(pipeline.fitted_mask(config.data, examples, 0), expected)
+    np.testing.assert_array_equal(pipeline.fitted_mask(config.data, examples, 1), 0 * expected)
+
+
+@pytest.mark.parametrize(("fit", "width"), [("crop", -1), ("resize", 40)])
+def test_a_width_that_no_frame_is_brought_to_is_told(config, fit, width):
+    config = config.copy_and_resolve_references()
+    config.data.update(fit=fit, frame_width=width)
+    with pytest.raises(UserError, match=rf"data\.frame_width is {width} with data.fit '{fit}'"):
+        pipeline.check(config)
 
 
 def test_no_training_images_is_an_error(config):
