@@ -16,7 +16,7 @@ from configs import bsdata_unet
 def get_config() -> ml_collections.ConfigDict:
     config = bsdata_unet.get_config()
     config.data.fit = "crop"
-    config.data.frame_width = 896
+    config.data.frame_height = 384
     config.data.image_size = (192, 192)
     config.data.defect_share = 0.5
 
@@ -42,7 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.num_steps = 1500
     config.train.checkpoint_every = 250
     config.eval.batch_size = 2
-    config.eval.tile = (384, 896)  # a whole frame
+    config.eval.tile = (384, 960)  # a whole frame of type 2
     config.eval.overlap = 64  # pixels that neighbouring tiles share at least
     config.eval.flip_average = True
     return config

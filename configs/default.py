@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.channels = 3  # 3 colour, 1 grey
     config.data.num_classes = 2  # background and defects
     config.data.fit = "resize"  # 'pad' keeps the aspect; 'crop' cuts whole frames, data/crops.py
-    config.data.frame_width = 0  # of 'crop': pixels that frames are brought to; 0 keeps theirs
+    config.data.frame_height = 0  # pixels; of 'crop', brings frames to it, 0 keeps theirs
     config.data.defect_share = 0.0  # of the crops, around a defect
     # Where decoded training images stay: 'device', 'memory' (of the host) or 'none' (decoded for
     # every batch); 'auto' takes the first of them that they fit.

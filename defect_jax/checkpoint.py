@@ -84,8 +84,7 @@ def load_run(workdir: str | pathlib.Path, step: int | None = None) -> Run:
     compiled = jax.jit(lambda batch: method.predict(state, batch))
 
     def predict(batch: Batch) -> dict[str, jax.Array]:
-        size = batch["image"].shape[1:3] if config.data.fit == "crop" else config.data.image_size
-        _check_images(batch["image"], (*size, config.data.channels))
+        _check_images(batch["image"], (*_expected_size(config.data, batch), config.data.channels))
         return compiled(batch)
 
     return Run(config, method, state, predict)
@@ -446,6 +445,14 @@ def _fingerprint(config: ml_collections.ConfigDict) -> str:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _expected_size(data: ml_collections.ConfigDict, batch: Batch) -> tuple[int, int]:
+    """The height and width that images must have; of crops both or the width may be any."""
+    if data.fit != "crop":
+        return data.image_size[0], data.image_size[1]
+    height, width = batch["image"].shape[1:3]
+    return data.frame_height or height, width
 
 
 def _check_images(image: jax.Array, shape: tuple[int, ...]) -> None:

@@ -31,13 +31,11 @@ def predict(batch):
     [
         ("whole", "whole, 96x160", (96, 160), 1),
         ("tiles", "tiles of 64x96, overlap 16: 4", (64, 96), 4),
-        ("shrunk", "shrunk to a width of 150", (64, 96), 4),
     ],
 )
 def test_in_pieces_the_map_is_that_of_the_image(way, taken, piece, count):
     config = bsdata_residual_unet.get_config()
     config.eval.update(tile=(64, 96), overlap=16, batch_size=1)
-    config.data.frame_width = SIZE[1]
     examples = latency.draw_image(SIZE, 3)
     assert latency.set_way(config, way, SIZE) == taken
     seen = []
@@ -55,11 +53,14 @@ def test_in_pieces_the_map_is_that_of_the_image(way, taken, piece, count):
     assert seen == [(batch_size, *piece, 3)] * -(-count // batch_size)
 
 
-@pytest.mark.parametrize("fit", ["resize", "pad"])
+@pytest.mark.parametrize("fit", ["resize", "pad", "crop"])
 def test_shrunk_the_map_is_that_of_evaluation(fit):
     """Up to how Pillow and TensorFlow shrink an image."""
     config = bsdata_unet.get_config()
     config.data.update(fit=fit, image_size=(64, 64))
+    if fit == "crop":
+        config.data.frame_height = 64
+        config.eval.update(tile=(64, 64), overlap=16)
     examples = latency.draw_image(SIZE, 3)
     coarse = Image.fromarray(examples.image[0, :9, :15])
     examples.image[0] = np.asarray(coarse.resize(SIZE[::-1], Image.Resampling.BICUBIC))
@@ -69,7 +70,8 @@ def test_shrunk_the_map_is_that_of_evaluation(fit):
     encoded[0] = file.getvalue()
     empty = np.array([b""], object)
     same = examples.label, examples.defect_type, examples.filename
-    assert latency.set_way(config, "shrunk", SIZE) == "shrunk to 64x64"
+    to = "a height of 64" if fit == "crop" else "64x64"
+    assert latency.set_way(config, "shrunk", SIZE) == f"shrunk to {to}"
     found = latency.predict_one(config, examples, predict)
     (expected,) = predictions(config, Examples(encoded, empty, *same), predict)
     assert found["score_map"].shape == SIZE
@@ -92,8 +94,8 @@ def test_each_network_is_taken_in_all_its_ways(monkeypatch, capsys):
     assert title.startswith("1540x645 pixels; median of 3 ")
     assert len(lines) == 6 + 6
     assert lines[0] == "| bsdata_residual_unet | whole, 672x1568 | 1 | 1.50 | 1.00 |"
-    assert "| bsdata_residual_unet | tiles of 384x896, overlap 64: 4 | 4 | 1.50 | 4.00 |" in lines
-    assert "| bsdata_residual_unet | shrunk to a width of 896 | 1 | 1.50 | 5.00 |" in lines
+    assert "| bsdata_residual_unet | tiles of 384x960, overlap 64: 4 | 4 | 1.50 | 4.00 |" in lines
+    assert "| bsdata_residual_unet | shrunk to a height of 384 | 1 | 1.50 | 5.00 |" in lines
     assert "| bsdata_znet | shrunk to 256x512 | 4 | 1.50 | 12.00 |" in lines
     assert called[11].args == ("bsdata_znet", "shrunk", 4, (645, 1540), 3)
 

@@ -21,7 +21,7 @@ CONFIGS = sorted(
 NO_VALUE = object()
 # Crops of the drawn images of BSData, which are 46 pixels high.
 CROPS = {
-    "data.frame_width": 96,
+    "data.frame_height": 40,
     "data.image_size": (32, 64),
     "augment.paste_size": 24,
     "eval.tile": (64, 64),

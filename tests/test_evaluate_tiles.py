@@ -22,7 +22,7 @@ from defect_jax.train import train
 
 def make_config(tile, overlap, batch_size=4):
     config = bsdata_residual_unet.get_config()
-    config.data.frame_width = 0
+    config.data.frame_height = 0
     config.eval.update(tile=tile, overlap=overlap, batch_size=batch_size, bootstrap_samples=10)
     return config
 
@@ -125,13 +125,13 @@ def test_a_split_may_hold_images_of_any_size(several):
         )
 
 
-def test_frames_of_several_resolutions_are_seen_at_one_width():
+def test_frames_of_several_resolutions_are_seen_at_one_height():
     """And the map of each has the size of its file."""
     rows, columns = np.indices((96, 132))
     small = np.stack([rows, columns, rows + columns], -1).astype(np.uint8)
     large = small.repeat(2, 0).repeat(2, 1)
     config = make_config((72, 84), 16)
-    config.data.frame_width = 132
+    config.data.frame_height = 96
     seen_small, seen_large = predictions(config, make_examples([small, large]), reading_around(3))
     np.testing.assert_allclose(seen_large["image"], seen_small["image"], atol=1)
     assert seen_large["score_map"].shape == seen_large["class_map"].shape == (192, 264)
@@ -293,7 +293,7 @@ def small(shrink, frames):
 def config(small):
     """Two players on crops of shrunk frames, half around a pit, and pits pasted onto the others."""
     config = small(bsdata_adversarial.get_config())
-    config.data.frame_width = 60
+    config.data.frame_height = 40
     config.method.supervised_levels = 2
     config.augment.paste_size = 20
     return config
@@ -318,8 +318,10 @@ def test_a_run_on_crops_leaves_all_its_files(config, finished):
     masks = datasets.load_split(config, "test").mask
     assert [int(row["defect_pixels"]) for row in rows] == masks.sum(axis=(1, 2)).tolist()
     loaded = checkpoint.load_run(workdir)
-    image = np.zeros((1, 64, 32, 3), np.uint8)  # neither a crop's size nor a tile's
-    assert loaded.predict({"image": image})["score_map"].shape == (1, 64, 32)
+    image = np.zeros((1, 40, 48, 3), np.uint8)  # neither a crop's size nor a tile's
+    assert loaded.predict({"image": image})["score_map"].shape == (1, 40, 48)
+    with pytest.raises(UserError, match=r"expected \[B, 40, 64, 3\], found \[1, 48, 64, 3\]"):
+        loaded.predict({"image": np.zeros((1, 48, 64, 3), np.uint8)})
 
 
 def test_a_run_on_crops_ends_in_the_same_bits_when_resumed(config, finished, tmp_path):

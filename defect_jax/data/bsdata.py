@@ -147,7 +147,8 @@ def safe_normals(entries: list[dict[str, Any]]) -> list[str]:
     """The unlabelled frames that are safe to call normal, sorted.
 
     Not every unlabelled frame is free of pits: only `crop_2` frames count, at least five frames
-    before the first labelled one of their place (all of them where a place has no label).
+    before the first labelled one of their place (all of them where a place has no label). That
+    frame may lie on the test side: whose labels then say where good training frames end.
     """
     frames = collections.defaultdict(list)
     for entry in entries:
@@ -177,14 +178,18 @@ def rasterise(label: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
         [h, w] uint8, 1 where a pit is, by Pillow's polygon rule, outline included.
 
     Raises:
-        UserError: no JSON, no shapes, a stated size unlike the image's, an unknown label, fewer
-            than 3 points, or a point more than a pixel outside the image.
+        UserError: no JSON, no shapes, a stated size unlike the image's, an unknown label, a
+            shape that is no polygon, fewer than 3 points, or a point more than a pixel outside the
+            image.
     """
     try:
         content = json.loads(label.read_text("utf-8"))
-        shapes = [(shape["label"], shape["points"]) for shape in content["shapes"]]
+        shapes = [
+            (str(shape["label"]), shape.get("shape_type", "polygon"), shape["points"])
+            for shape in content["shapes"]
+        ]
         stated = (content["imageHeight"], content["imageWidth"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{label} is no labelme file ({_reason(error)}): restore it") from error
     if stated != size:
         raise UserError(
@@ -194,9 +199,11 @@ def rasterise(label: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
     if not shapes:
         raise UserError(f"{label} has no shapes: remove it or label the image")
     mask = Image.new("L", size[::-1])
-    for name, points in shapes:
+    for name, kind, points in shapes:
         if name not in CLASSES:
             raise UserError(f"{label} has an unknown label '{name}': known is {', '.join(CLASSES)}")
+        if kind != "polygon":
+            raise UserError(f"{label} has a shape of type '{kind}': draw polygons alone")
         outline = _outline(label, points, size)
         ImageDraw.Draw(mask).polygon(outline, fill=CLASSES[name])
     return np.asarray(mask)
@@ -237,10 +244,12 @@ def _entries(root: pathlib.Path) -> list[dict[str, Any]]:
     try:
         entries = json.loads(path.read_text("utf-8"))["images"]
         for entry in entries:
-            _ = entry["annotations"], entry["train_test_split"]
+            if entry["annotations"]:
+                require(entry["train_test_split"], ("train", "test"), "train_test_split")
             if entry["type"] == 2:
                 taken_at(entry["filename"])
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+            _ = place(entry["filename"])
+    except (AttributeError, ValueError, KeyError, TypeError, IndexError, UserError) as error:
         raise UserError(f"{path} is damaged ({_reason(error)}): restore it") from error
     return entries
 

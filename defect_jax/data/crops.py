@@ -1,6 +1,6 @@
 """Random crops of whole frames, for training where `config.data.fit` is 'crop'.
 
-Frames keep their own resolution or are brought to one width first, `config.data.frame_width`.
+Frames keep their own resolution or are brought to one height first, `config.data.frame_height`.
 
 A share of the crops lies around a defect, since most of a frame has nothing to teach; the rest
 lies anywhere in any frame. Which crop stands at a place of the stream is a function of (seed,
@@ -74,7 +74,7 @@ def train_crops(
 
     Args:
         config: reads `seed`, `data.image_size` (of a crop), `data.channels`,
-            `data.frame_width`, `data.defect_share`, `augment.paste_probability` and
+            `data.frame_height`, `data.defect_share`, `augment.paste_probability` and
             `augment.paste_size`.
         examples: N of them, of any sizes; smaller ones are continued by their last row and column.
         places: [steps, b] of the stream.

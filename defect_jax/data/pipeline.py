@@ -36,10 +36,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     require(data.fit, FITS, "data.fit")
     require(data.cache, CACHES, "data.cache")
     require(data.channels, CHANNELS, "data.channels")
-    if data.frame_width < 0 or (data.frame_width and data.fit != "crop"):
+    least = data.image_size[0] if data.fit == "crop" else 0
+    if data.frame_height and (data.fit != "crop" or data.frame_height < least):
         raise UserError(
-            f"data.frame_width is {data.frame_width} with data.fit '{data.fit}': choose a number "
-            "of pixels with 'crop', 0 for the frames' own, and 0 otherwise"
+            f"data.frame_height is {data.frame_height} with data.fit '{data.fit}': choose 0, or "
+            f"with 'crop' at least the height of a crop, data.image_size[0] = {least}"
         )
     cropped = {
         "data.defect_share": data.defect_share,
@@ -228,15 +229,15 @@ def fitted_size(data: ml_collections.ConfigDict, native: tuple[int, int]) -> tup
     Args:
         data: reads `fit`: 'resize' (to `image_size`, whatever the aspect), 'pad' (into it, from the
             top left, keeping the aspect; the last row or column is repeated over the rest) or
-            'crop' (to a width of `frame_width`, keeping the aspect; where that is 0, as it is).
+            'crop' (to a height of `frame_height`, keeping the aspect; where that is 0, as it is).
         native: (h, w) of the file.
     """
     size = data.image_size
     if data.fit == "resize":
         return size[0], size[1]
     if data.fit == "crop":
-        scale = data.frame_width / native[1] if data.frame_width else 1.0
-        return max(1, round(native[0] * scale)), data.frame_width or native[1]
+        height = data.frame_height or native[0]
+        return height, max(1, round(native[1] * height / native[0]))
     scale = min(size[0] / native[0], size[1] / native[1])
     height, width = (
         max(1, min(limit, round(side * scale))) for side, limit in zip(native, size, strict=True)

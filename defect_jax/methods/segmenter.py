@@ -127,13 +127,18 @@ def _pixel_losses(
     return {
         name: sum(
             (
-                weight / sum(weights) * loss(level, mask[:, :: 2**number, :: 2**number])
+                weight / sum(weights) * loss(level, _shrink(mask, 2**number))
                 for number, (weight, level) in enumerate(zip(weights, levels, strict=True))
             ),
             jnp.zeros(()),
         )
         for name, loss in by_name.items()
     }
+
+
+def _shrink(mask: jax.Array, factor: int) -> jax.Array:
+    """The class in the middle of each square of `factor` pixels a side: [B, H, W] -> smaller."""
+    return mask[:, factor // 2 :: factor, factor // 2 :: factor]
 
 
 def _predict(

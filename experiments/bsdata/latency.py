@@ -8,7 +8,7 @@ decoded image to the class of each of its pixels, in float32 unless the config s
 
     whole   the image at its own resolution in one piece, continued to multiples of 32 pixels
     tiles   one at a time, those of the config, or of bsdata_residual_unet.py where it has none
-    shrunk  to the size, or the width, at which the network was trained, and the map back
+    shrunk  to the size, or the height, at which the network was trained, and the map back
 
 with one view of the image or the mean over four flips. Each row is measured in a process of its
 own. Its peak memory is the maximum resident set of that process, nothing taken off: Python and its
@@ -70,7 +70,7 @@ def open_network(source: str) -> tuple[ml_collections.ConfigDict, State | None]:
 
 def ways(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     """How a network of this config can take an image."""
-    native = config.data.fit == "crop" and not config.data.frame_width
+    native = config.data.fit == "crop" and not config.data.frame_height
     return ("whole", "tiles") if native else ("whole", "tiles", "shrunk")
 
 
@@ -81,10 +81,10 @@ def set_way(config: ml_collections.ConfigDict, way: str, size: tuple[int, int]) 
         What the network takes.
     """
     if way == "shrunk" and config.data.fit == "crop":
-        return f"shrunk to a width of {config.data.frame_width}"
+        return f"shrunk to a height of {config.data.frame_height}"
     if way == "shrunk":
         return "shrunk to {}x{}".format(*config.data.image_size)
-    config.data.update(fit="crop", frame_width=0)
+    config.data.update(fit="crop", frame_height=0)
     if way == "whole":
         height, width = (-(-side // tiles.GRID) * tiles.GRID for side in size)
         config.eval.update(tile=(height, width), overlap=0)

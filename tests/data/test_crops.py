@@ -36,7 +36,7 @@ def spotted(*spots: tuple[int, int]) -> np.ndarray:
 @pytest.fixture
 def config() -> ml_collections.ConfigDict:
     config = bsdata_residual_unet.get_config()
-    config.data.update(image_size=(SIZE, SIZE), frame_width=0, defect_share=2 / 3)
+    config.data.update(image_size=(SIZE, SIZE), frame_height=0, defect_share=2 / 3)
     config.train.batch_size = 8
     config.augment.paste_probability = 0.0
     return config
@@ -138,8 +138,8 @@ def test_donors_show_a_whole_defect_in_the_middle(config, examples):
     assert seen == {(0, 20, 30), (1, 5, 5), (1, 30, 50)}
 
 
-def test_crops_of_frames_brought_to_a_width_are_those_of_frames_that_have_it(config, examples):
-    config.data.frame_width = 60
+def test_crops_of_frames_brought_to_a_height_are_those_of_frames_that_have_it(config, examples):
+    config.data.frame_height = 40
     config.augment.update(paste_probability=0.5, paste_size=9)
     larger = dataclasses.replace(
         examples,

@@ -162,19 +162,19 @@ def test_native_masks_keep_the_size_of_their_files():
 
 
 @pytest.mark.parametrize(
-    ("native", "width", "size"),
-    [((46, 113), 0, (46, 113)), ((46, 113), 226, (92, 226)), ((645, 1540), 896, (375, 896))],
+    ("native", "height", "size"),
+    [((46, 113), 0, (46, 113)), ((46, 113), 92, (92, 226)), ((645, 1540), 384, (384, 917))],
 )
-def test_frames_are_brought_to_a_width_and_keep_their_aspect(config, native, width, size):
+def test_frames_are_brought_to_a_height_and_keep_their_aspect(config, native, height, size):
     config = config.copy_and_resolve_references()
-    config.data.update(fit="crop", frame_width=width)
+    config.data.update(fit="crop", frame_height=height)
     assert pipeline.fitted_size(config.data, native) == size
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_frame_brought_to_a_width_is_the_mean_of_what_its_pixels_cover(config, channels):
+def test_a_frame_brought_to_a_height_is_the_mean_of_what_its_pixels_cover(config, channels):
     config = config.copy_and_resolve_references()
-    config.data.update(fit="crop", frame_width=40, channels=channels)
+    config.data.update(fit="crop", frame_height=30, channels=channels)
     rows, columns = np.indices((30, 40))
     small = np.stack([2 * rows + columns] * 3, -1).astype(np.uint8)  # a slope, and a grey one
     large = small.repeat(3, 0).repeat(3, 1)
@@ -186,9 +186,9 @@ def test_a_frame_brought_to_a_width_is_the_mean_of_what_its_pixels_cover(config,
     np.testing.assert_array_equal(shrunk[inside], kept[inside])
 
 
-def test_a_mask_brought_to_a_width_takes_the_class_that_covers_most(config):
+def test_a_mask_brought_to_a_height_takes_the_class_that_covers_most(config):
     config = config.copy_and_resolve_references()
-    config.data.update(fit="crop", frame_width=8, num_classes=3)
+    config.data.update(fit="crop", frame_height=4, num_classes=3)
     mask = np.zeros((8, 16), np.uint8)
     mask[:2, :2] = [[1, 2], [2, 2]]
     mask[2, 2] = 1
@@ -200,11 +200,11 @@ def test_a_mask_brought_to_a_width_takes_the_class_that_covers_most(config):
     np.testing.assert_array_equal(pipeline.fitted_mask(config.data, examples, 1), 0 * expected)
 
 
-@pytest.mark.parametrize(("fit", "width"), [("crop", -1), ("resize", 40)])
-def test_a_width_that_no_frame_is_brought_to_is_told(config, fit, width):
+@pytest.mark.parametrize(("fit", "height"), [("crop", -1), ("crop", 7), ("resize", 40)])
+def test_a_height_that_no_frame_is_brought_to_is_told(config, fit, height):
     config = config.copy_and_resolve_references()
-    config.data.update(fit=fit, frame_width=width)
-    with pytest.raises(UserError, match=rf"data\.frame_width is {width} with data.fit '{fit}'"):
+    config.data.update(fit=fit, frame_height=height)
+    with pytest.raises(UserError, match=rf"data\.frame_height is {height} with data.fit '{fit}'"):
         pipeline.check(config)
 
 
