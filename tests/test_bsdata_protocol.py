@@ -318,6 +318,13 @@ def test_runs_of_several_methods_are_told():
         protocol.check_one_method([*same, entry("d", width=32)])
 
 
+def test_runs_of_which_one_averages_flips_are_told():
+    runs = [entry("a"), entry("b", seed=1)]
+    runs[1].config.eval.flip_average = True
+    with pytest.raises(UserError, match=r"official differ in eval\.flip_average"):
+        ensemble.group_runs(runs)
+
+
 def test_a_given_cut_is_of_the_official_split_alone(monkeypatch):
     """It was chosen on frames that the other splits test on."""
     configs = {one.folder: one.config for one in (entry("a"), entry("b", split="random"))}
@@ -345,9 +352,8 @@ def runs(shrink, tmp_path_factory) -> list[pathlib.Path]:
 
 
 def test_figures_are_those_of_evaluate_and_all_is_written(runs, tmp_path, shrink, capsys):
-    protocol.main(
-        ["--runs", *map(str, runs), f"--out={tmp_path}", "--min_log_odds=-0.1", "--min_area=3"]
-    )
+    flags = ["--min_log_odds=-0.1", "--min_area=3", "--flip_average"]
+    protocol.main(["--runs", *map(str, runs), f"--out={tmp_path}", *flags])
     printed = capsys.readouterr().out
     assert "| % | seed=0 | seed=1 | mean ± std | ensemble |" in printed
     for name in ("best.png", "worst.png"):
@@ -357,7 +363,7 @@ def test_figures_are_those_of_evaluate_and_all_is_written(runs, tmp_path, shrink
     assert [one["differs_in"] for one in group["runs"]] == [{"seed": 0}, {"seed": 1}]
     assert group["ensemble"]["iou"]["ci"] and group["ensemble"]["iou_type 1"]["value"] is None
     config = shrink(bsdata_unet.get_config())
-    config.eval.update(min_log_odds=-0.1, min_area=3)
+    config.eval.update(min_log_odds=-0.1, min_area=3, flip_average=True)
     expected = evaluate(config, runs[0], results_folder=tmp_path)
     assert expected["iou"] > 0
     for name in ("iou", "dice", "iou_per_image", "object_recall", "object_f1"):

@@ -116,12 +116,11 @@ def train_crops(
 
 def check_memory(data: ml_collections.ConfigDict, examples: Examples, host_bytes: int) -> None:
     """Raises UserError where the decoded frames fill more than half of the host's memory."""
-    sizes = np.array(
-        [
-            pipeline.fitted_size(data, pipeline.native_size(examples, number))
-            for number in range(len(examples))
-        ]
-    )
+    fitted = [
+        pipeline.fitted_size(data, pipeline.native_size(examples, number))
+        for number in range(len(examples))
+    ]
+    sizes = np.maximum(fitted, data.image_size)
     needed = int(sizes.prod(axis=1).sum()) * (data.channels + 1)
     if needed > host_bytes / 2:
         raise UserError(

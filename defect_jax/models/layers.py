@@ -282,5 +282,5 @@ def check_multiple(name: str, shape: tuple[int, ...], multiple: int) -> None:
     if min(height, width) < multiple or height % multiple or width % multiple:
         raise errors.UserError(
             f"{name} takes image sizes that are multiples of {multiple}, found {height}x{width}: "
-            "set data.image_size"
+            "set data.image_size, or of tiles eval.tile"
         )

@@ -29,6 +29,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 from defect_jax.data import bsdata, pipeline
 from defect_jax.errors import UserError
 from defect_jax.metrics import Example, bootstrap_weights
+from defect_jax.paths import to_path
 from experiments.bsdata import ensemble, protocol
 
 # The folds of each split; of 'random' its seeds.
@@ -128,9 +129,9 @@ def main(arguments: list[str] | None = None) -> None:
     logging.set_verbosity(logging.ERROR)  # tfds tells its inner life at INFO
     try:
         masks = load_masks(options.root, options.cache_dir)
+        content = (to_path(options.root).expanduser() / "image_data.json").read_text("utf-8")
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
-    content = (pathlib.Path(options.root).expanduser() / "image_data.json").read_text("utf-8")
     for split in FOLDS:
         measured = measure_split(masks, json.loads(content)["images"], split)
         print(as_markdown(split, measured) + "\n", flush=True)

@@ -1,5 +1,6 @@
 """Finished runs on BSData: grouped by what they were tested on, and predicting together."""
 
+import argparse
 import functools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from flax import traverse_util
 from scipy import special
 
 from defect_jax import checkpoint
-from defect_jax.data import datasets
+from defect_jax.data import datasets, pipeline
 from defect_jax.data.examples import Examples
 from defect_jax.errors import UserError
 from defect_jax.evaluate import check_defect_fields, make_predict, predictions
@@ -56,6 +57,7 @@ def read_runs(
     folders: Sequence[pathlib.Path],
     root: str | None = None,
     defect_fields: Mapping[str, float] | None = None,
+    flip_average: bool | None = None,
 ) -> list[Entry]:
     """Reads the configs of runs, and makes sure that they can be measured.
 
@@ -64,6 +66,7 @@ def read_runs(
         root: where BSData lies; None for where each run found it.
         defect_fields: what to set of `eval.min_log_odds` and `eval.min_area` for runs on the
             official split; they were chosen on its training frames, which other splits test on.
+        flip_average: whether runs predict the mean over four flips; None for as each has it.
 
     Raises:
         UserError: no run there, one that is not finished, of another version or kind, or a bad
@@ -78,7 +81,10 @@ def read_runs(
                 config.data.root = root
             if config.data.split == "official":
                 config.eval.update(defect_fields or {})
+            if flip_average is not None:
+                config.eval.flip_average = flip_average
             check_defect_fields(config)
+            pipeline.check(config)
         except (AttributeError, KeyError) as error:
             raise UserError(
                 f"{folder} is a run of another version of defect_jax: its config has no field "
@@ -88,11 +94,21 @@ def read_runs(
     return entries
 
 
+def add_flip_average(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags `--flip_average` and `--no-flip_average`."""
+    parser.add_argument(
+        "--flip_average",
+        action=argparse.BooleanOptionalAction,
+        help="predict the mean over four flips, or one view, whatever the runs have",
+    )
+
+
 def group_runs(entries: Sequence[Entry]) -> list[Group]:
     """Groups runs by split and fold, in the order in which these first come.
 
     Raises:
-        UserError: two runs of one group that are the same run.
+        UserError: two runs of one group that are the same run, or of which one alone predicts the
+            mean over flips.
     """
     members: dict[tuple[str, int], list[Entry]] = {}
     for entry in entries:
@@ -101,6 +117,11 @@ def group_runs(entries: Sequence[Entry]) -> list[Group]:
         members.setdefault(key, []).append(entry)
     groups = [Group(*key, tuple(group)) for key, group in members.items()]
     for group in groups:
+        if len({entry.config.eval.flip_average for entry in group.entries}) > 1:
+            raise UserError(
+                f"the runs on {group.name} differ in eval.flip_average: pass --flip_average or "
+                "--no-flip_average"
+            )
         seen: dict[str, pathlib.Path] = {}
         for entry, fields in zip(group.entries, differences(group.entries), strict=True):
             twin = seen.setdefault(repr(fields), entry.folder)
@@ -192,5 +213,5 @@ def _check(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
 
 
 def _predict(entry: Entry, examples: Examples) -> Iterator[Example]:
-    run = checkpoint.load_run(entry.folder)
-    yield from predictions(entry.config, examples, make_predict(run.method, run.state))
+    state = checkpoint.load_run(entry.folder).state
+    yield from predictions(entry.config, examples, make_predict(make_method(entry.config), state))
