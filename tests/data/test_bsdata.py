@@ -205,6 +205,14 @@ def test_type_2_frame_without_a_time(data, root):
     assert str(path) in message and "first" in message
 
 
+def test_labelled_frame_of_no_side(data, root):
+    """Else it would be trained on, as all that is not 'test'."""
+    path = root / "image_data.json"
+    path.write_text(path.read_text().replace('"test"', '"Test"'))
+    message = one_line(data)
+    assert str(path) in message and "'Test'" in message
+
+
 def test_label_without_its_image(data, root):
     path = write_label(root / "label/unheard_of.json", SQUARE)
     assert str(path) in one_line(data)
@@ -275,6 +283,12 @@ def test_other_mistakes_in_a_label(data, root):
     assert str(path) in one_line(data) and "no shapes" in one_line(data)
     write_label(path, SQUARE, height=WIDTH, width=HEIGHT)
     assert str(path) in one_line(data) and "12x20 pixels" in one_line(data)
+    write_label(path, SQUARE, name=["Pitting"])
+    assert str(path) in one_line(data) and "unknown label" in one_line(data)
+    content = json.loads(write_label(path, SQUARE).read_text())
+    content["shapes"][0]["shape_type"] = "circle"
+    path.write_text(json.dumps(content))
+    assert str(path) in one_line(data) and "'circle'" in one_line(data)
 
 
 def test_unknown_split_and_fold(data):
