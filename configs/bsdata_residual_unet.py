@@ -1,11 +1,15 @@
-"""A residual U-Net on crops of BSData at their own resolution, official split.
+"""A residual U-Net on crops of BSData's frames, brought to one height, official split.
 
     python -m defect_jax.main --config=configs/bsdata_residual_unet.py --workdir=runs/bsdata \
         --config.data.root=/path/to/BSData
 
-Two of three crops lie around a pit. On 2 cores squares of 2x2 pixels enter as one, which is a
-quarter of the work. On an accelerator take --config.method.patch_size=1 --config.method.width=32
---config.data.image_size="(512, 512)" --config.train.batch_size=16 --config.train.num_steps=15000.
+Half of the crops lie around a pit. At a height of 384 pixels the frames of both types of spindle
+show their threads at about one scale; at their own, type 1 is seen at twice that of type 2. All is
+sized for 2 cores: squares of 2x2 pixels enter as one, which is a quarter of the work. On an
+accelerator (not run yet) take --config.data.frame_height=640 --config.data.image_size="(320, 320)"
+--config.data.normals=True --config.augment.paste_size=160 --config.method.patch_size=1
+--config.method.width=32 --config.optimizer.ema_decay=0.999 --config.train.batch_size=16
+--config.train.num_steps=15000 --config.eval.tile="(640, 1568)".
 """
 
 import ml_collections

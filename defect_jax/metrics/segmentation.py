@@ -64,21 +64,47 @@ def check_same_shape(predicted: np.ndarray, mask: np.ndarray) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation:
-    """Foreground IoU and Dice of a segmenter's class map (any class but 0 is foreground)."""
+    """IoU and Dice of a segmenter's class map.
+
+    Attributes:
+        overlap: of the foreground: any class but 0.
+        by_class: of each class but 0 that is predicted or true anywhere.
+    """
 
     reads: ClassVar[tuple[str, ...]] = ("class_map", "mask")
     overlap: Overlap
+    by_class: dict[int, Overlap]
 
     @classmethod
     def from_example(cls, example: Example) -> "Segmentation":
         """Returns the state after this one example."""
         weights = case_weights(example)
-        return cls(Overlap.from_maps(example["class_map"], example["mask"], weights))
+        predicted, mask = example["class_map"], example["mask"]
+        classes = np.union1d(np.unique(predicted), np.unique(mask)).astype(int).tolist()
+        return cls(
+            Overlap.from_maps(predicted, mask, weights),
+            {
+                one: Overlap.from_maps(predicted == one, mask == one, weights)
+                for one in classes
+                if one
+            },
+        )
 
     def merge(self, other: "Segmentation") -> "Segmentation":
         """Returns the state after the examples of both."""
-        return Segmentation(self.overlap.merge(other.overlap))
+        by_class = dict(self.by_class)
+        for one, overlap in other.by_class.items():
+            by_class[one] = by_class[one].merge(overlap) if one in by_class else overlap
+        return Segmentation(self.overlap.merge(other.overlap), by_class)
 
     def compute(self) -> dict[str, Estimate]:
-        """Returns `iou`, `dice` and `iou_per_image`, see `Overlap.compute`."""
-        return self.overlap.compute()
+        """Returns `iou`, `dice` and `iou_per_image`, see `Overlap.compute`.
+
+        Of several classes, where mixing them up costs the foreground nothing, each class's pooled
+        IoU too, as `iou_class_<id>`.
+        """
+        values = self.overlap.compute()
+        if max(self.by_class, default=0) > 1:
+            for one in sorted(self.by_class):
+                values[f"iou_class_{one}"] = self.by_class[one].compute()["iou"]
+        return values

@@ -39,6 +39,17 @@ def test_samples_weigh_the_images():
     np.testing.assert_allclose(result["iou_per_image"].samples, [1 / 4, (2 / 3 + 1) / 3])
 
 
+def test_of_several_classes_each_has_its_own_iou():
+    mixed_up = example([[1, 1, 2, 0]], [[1, 2, 2, 0]], (0.0, 1.0))
+    one_only = example([[1, 0, 1, 1]], [[1, 1, 1, 0]], (1.0, 1.0))
+    result = run(mixed_up, one_only)
+    assert result["iou"].value == pytest.approx(5 / 7)
+    assert result["iou_class_1"].value == pytest.approx((1 + 2) / (2 + 4))
+    assert result["iou_class_2"].value == pytest.approx(1 / 2)
+    np.testing.assert_allclose(result["iou_class_1"].samples, [2 / 4, 3 / 6])
+    assert not any(name.startswith("iou_class") for name in run(one_only))
+
+
 def test_a_background_everywhere_prediction_scores_nothing():
     result = run(example([[0, 0]], [[0, 1]]), EMPTY | {"bootstrap": np.ones(1)})
     assert result["iou"].value == result["dice"].value == result["iou_per_image"].value == 0
