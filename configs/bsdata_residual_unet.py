@@ -3,7 +3,7 @@
     python -m defect_jax.main --config=configs/bsdata_residual_unet.py --workdir=runs/bsdata \
         --config.data.root=/path/to/BSData
 
-Half of the crops lie around a pit. At a height of 384 pixels the frames of both types of spindle
+Half of the crops lie around a pit. At a height of 320 pixels the frames of both types of spindle
 show their threads at about one scale; at their own, type 1 is seen at twice that of type 2. All is
 sized for 2 cores: squares of 2x2 pixels enter as one, which is a quarter of the work. On an
 accelerator (not run yet) take --config.data.frame_height=640 --config.data.image_size="(320, 320)"
@@ -20,9 +20,10 @@ from configs import bsdata_unet
 def get_config() -> ml_collections.ConfigDict:
     config = bsdata_unet.get_config()
     config.data.fit = "crop"
-    config.data.frame_height = 384
+    config.data.frame_height = 320
     config.data.image_size = (192, 192)
-    config.data.defect_share = 0.5
+    config.data.defect_share = 0.4
+    config.data.hard_share = 0.3
 
     config.method.patch_size = 2
     config.method.residual = True
@@ -40,13 +41,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.noise = 0.02
     config.augment.jpeg = 50
     config.augment.paste_probability = 0.5
-    config.augment.paste_size = 96  # pixels, the side of the pasted patch
+    config.augment.paste_size = 80  # pixels, the side of the pasted patch
 
     config.train.batch_size = 8
-    config.train.num_steps = 1500
+    config.train.num_steps = 3000
+    config.train.mine_every = 600
     config.train.checkpoint_every = 250
     config.eval.batch_size = 2
-    config.eval.tile = (384, 960)  # a whole frame of type 2
+    config.eval.tile = (320, 768)  # a whole frame of type 2
     config.eval.overlap = 64  # pixels that neighbouring tiles share at least
     config.eval.flip_average = True
     return config

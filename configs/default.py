@@ -25,6 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.fit = "resize"  # 'pad' keeps the aspect; 'crop' cuts whole frames, data/crops.py
     config.data.frame_height = 0  # pixels; of 'crop', brings frames to it, 0 keeps theirs
     config.data.defect_share = 0.0  # of the crops, around a defect
+    config.data.hard_share = 0.0  # of the crops, around a false alarm of the segmenter
     # Where decoded training images stay: 'device', 'memory' (of the host) or 'none' (decoded for
     # every batch); 'auto' takes the first of them that they fit.
     config.data.cache = "auto"
@@ -74,6 +75,7 @@ def get_config() -> ml_collections.ConfigDict:
     # part, unless a network has BatchNorm, which normalises each part by itself; see steps.py.
     config.train.accumulate = 1
     config.train.num_steps = 1000
+    config.train.mine_every = 0  # steps; how often false alarms are looked for, for the hard share
     config.train.log_every = 50
     config.train.checkpoint_every = 500
     config.train.max_to_keep = 2  # of the last checkpoints

@@ -138,7 +138,7 @@ def predictions(
         each pixel, without defects of fewer than `config.eval.min_area` pixels. They stay in the
         scores.
     """
-    run = _predict_tiles if config.data.fit == "crop" else _predict_images
+    run = predict_tiles if config.data.fit == "crop" else _predict_images
     predicted = run(config, examples, predict)
     for number in range(jax.process_index(), len(examples), jax.process_count()):
         with watch.waiting(None, watch.PREDICTION):
@@ -309,7 +309,7 @@ def _predict_images(
             yield batch["image"][row], {name: values[row] for name, values in prediction.items()}
 
 
-def _predict_tiles(
+def predict_tiles(
     config: ml_collections.ConfigDict, examples: Examples, predict: Predict
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Each image at its `pipeline.fitted_size`, with the merged predictions of its tiles.

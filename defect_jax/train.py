@@ -19,6 +19,7 @@ from defect_jax import (
     devices,
     distributed,
     interruption,
+    mining,
     report,
     visualize,
     watch,
@@ -281,37 +282,54 @@ def _run_phases(
     checkpoints: ocp.CheckpointManager,
 ) -> State:
     examples = datasets.load_split(config, "train")
-    arrays, resident = _cached(config, examples)
-    for phase, last in zip(method.phases, phase_ends(config, method), strict=True):
-        first = int(state.step)
-        if first < last:
-            order = pipeline.train_order(
-                config,
-                len(examples),
-                first,
-                last,
-                (jax.process_index(), jax.process_count()),
-            )
-            if resident is not None:
-                calls = _resident_calls(config, resident, order, first)
-            elif config.data.fit == "crop":
-                calls = _streamed_calls(crops.train_crops(config, examples, order[1]), order)
-            else:
-                batches = pipeline.train_batches(config.data, examples, arrays, order[0])
-                calls = _streamed_calls(batches, order)
-            skip = config.train.on_nonfinite == "skip"
+    host, resident = _cached(config, examples)
+    skip = config.train.on_nonfinite == "skip"
+    run: Any = None
+    ends = phase_ends(config, method)
+    for number, (phase, begin, last) in enumerate(
+        zip(method.phases, [0, *ends], ends, strict=False)
+    ):
+        if int(state.step) >= last:
+            continue
+        if run is None or phase.train_step is not method.phases[number - 1].train_step:
             run = parallel_steps(phase, resident is not None, skip)
-            state = _run_phase(config, phase, run, calls, state, last, reporter, checkpoints)
+        calls = _calls_of_phase(
+            config, state, examples, host, resident, (begin, last), checkpoints.directory.parent
+        )
+        state = _run_phase(config, phase, run, calls, state, last, reporter, checkpoints)
     return state
+
+
+def _calls_of_phase(
+    config: ml_collections.ConfigDict,
+    state: State,
+    examples: Examples,
+    host: Any,
+    resident: Any,
+    within: tuple[int, int],
+    workdir: pathlib.Path,
+) -> "_Calls":
+    """The calls from the state's step to the end of its phase, which lies `within` these steps."""
+    first = int(state.step)
+    order = pipeline.train_order(
+        config, len(examples), first, within[1], (jax.process_index(), jax.process_count())
+    )
+    if resident is not None:
+        return _resident_calls(config, resident, order, first)
+    if config.data.fit == "crop":
+        mistakes = mining.mistakes_of_phase(config, state, examples, workdir, within[0])
+        return _streamed_calls(crops.train_crops(config, host, order[1], mistakes), order)
+    batches = pipeline.train_batches(config.data, examples, host, order[0])
+    return _streamed_calls(batches, order)
 
 
 def _cached(
     config: ml_collections.ConfigDict, examples: Examples
-) -> tuple[pipeline.HostBatch | None, Any]:
+) -> tuple[pipeline.HostBatch | list[crops.Frame] | None, Any]:
     """The decoded training images on the host and on the devices, None where they are not there."""
-    if config.data.fit == "crop":  # which decodes them itself, as they are of several sizes
+    if config.data.fit == "crop":
         crops.check_memory(config.data, examples, devices.host_bytes())
-        return None, None
+        return crops.decode_all(config.data, examples), None
     cache = pipeline.choose_cache(
         config.data, len(examples), devices.memory_bytes(), devices.host_bytes()
     )

@@ -291,9 +291,10 @@ def small(shrink, frames):
 
 @pytest.fixture(scope="module")
 def config(small):
-    """Two players on crops of shrunk frames, half around a pit, and pits pasted onto the others."""
+    """Two players on crops of shrunk frames, around pits and mistakes, and pits pasted on some."""
     config = small(bsdata_adversarial.get_config())
-    config.data.frame_height = 40
+    config.data.update(frame_height=40, hard_share=0.3)
+    config.train.update(mine_every=2, checkpoint_every=1)
     config.method.supervised_levels = 2
     config.augment.paste_size = 20
     return config
@@ -325,11 +326,11 @@ def test_a_run_on_crops_leaves_all_its_files(config, finished):
 
 
 def test_a_run_on_crops_ends_in_the_same_bits_when_resumed(config, finished, tmp_path):
-    """Its crops, pastes and random views come again, in both players."""
+    """Its crops, mistakes, pastes and random views come again, in both players."""
     add = report.Reporter.add
 
     def add_or_die(self, step, metrics, count):
-        if step > 2:
+        if step > 3:  # a step after its mistakes were looked for
             raise RuntimeError("the machine died")
         add(self, step, metrics, count)
 
@@ -337,7 +338,14 @@ def test_a_run_on_crops_ends_in_the_same_bits_when_resumed(config, finished, tmp
         patch.setattr(report.Reporter, "add", add_or_die)
         with pytest.raises(RuntimeError, match="the machine died"):
             train(run.open_run(config, tmp_path, "train"), tmp_path)
-    assert checkpoint.steps(tmp_path)[-1] == 2
+    assert checkpoint.steps(tmp_path)[-1] == 3
+    mistakes = tmp_path / "mistakes/2.npy"
+    content = mistakes.read_bytes()
+    assert len(np.load(mistakes))  # else it would not matter that they come again
+    mistakes.unlink()
+    with pytest.raises(UserError, match=r"mistakes/2\.npy is missing: .*--step=2"):
+        train(run.open_run(config, tmp_path, "train"), tmp_path)
+    mistakes.write_bytes(content)
     resumed = train(run.open_run(config, tmp_path, "train"), tmp_path)
     jax.tree.map(np.testing.assert_array_equal, resumed, finished[1])
 

@@ -2,9 +2,10 @@
 
 Frames keep their own resolution or are brought to one height first, `config.data.frame_height`.
 
-A share of the crops lies around a defect, since most of a frame has nothing to teach; the rest
-lies anywhere in any frame. Which crop stands at a place of the stream is a function of (seed,
-place) alone. Decoded frames stay in the host's memory.
+A share of the crops lies around a defect, since most of a frame has nothing to teach, and one
+around what was taken for a defect and is none (see `mining`); the rest lies anywhere in any frame.
+Which crop stands at a place of the stream is a function of (seed, place) and of what was taken for
+a defect alone. Decoded frames stay in the host's memory.
 """
 
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from defect_jax.errors import UserError
 from defect_jax.ops.objects import label_regions
 
 # What random numbers are drawn for.
-_CENTRED, _DEFECTIVE, _WINDOW, _DONOR = range(4)
+_CENTRED, _DEFECTIVE, _WINDOW, _DONOR, _MISTAKE = range(5)
 
 
 class Frame(NamedTuple):
@@ -67,8 +68,26 @@ def order(
     return numbers[places], centred[places]
 
 
+def decode_all(data: ml_collections.ConfigDict, examples: Examples) -> list[Frame]:
+    """All examples at their `pipeline.fitted_size`.
+
+    Those smaller than `data.image_size`, a crop, are continued by their last row and column.
+    """
+    numbers = tqdm.tqdm(
+        range(len(examples)),
+        "decoding",
+        leave=False,
+        delay=0.5,
+        disable=not distributed.is_first(),
+    )
+    return [_decode(data, examples, number) for number in numbers]
+
+
 def train_crops(
-    config: ml_collections.ConfigDict, examples: Examples, places: np.ndarray
+    config: ml_collections.ConfigDict,
+    frames: list[Frame],
+    places: np.ndarray,
+    mistakes: np.ndarray,
 ) -> Iterator[pipeline.HostBatch]:
     """The crops of each batch.
 
@@ -76,8 +95,10 @@ def train_crops(
         config: reads `seed`, `data.image_size` (of a crop), `data.channels`,
             `data.frame_height`, `data.defect_share`, `augment.paste_probability` and
             `augment.paste_size`.
-        examples: N of them, of any sizes; smaller ones are continued by their last row and column.
+        frames: of all examples.
         places: [steps, b] of the stream.
+        mistakes: [n, 3] int, numbers of examples, rows and columns in their fitted images, around
+            which `data.hard_share` of the crops lie; where there are none, these lie anywhere.
 
     Yields:
         `image` uint8 [b, H, W, C], `mask` uint8 [b, H, W], `label` int32 [b] (of the crop), and,
@@ -87,23 +108,16 @@ def train_crops(
     Raises:
         UserError: see `order`; or no defect fits into a patch.
     """
-    frames = [
-        _decode(config.data, examples, number)
-        for number in tqdm.tqdm(
-            range(len(examples)),
-            "decoding",
-            leave=False,
-            delay=0.5,
-            disable=not distributed.is_first(),
-        )
-    ]
     has_defect = np.array([bool(frame.defects) for frame in frames])
     numbers, centred = order(config, has_defect, places)
     donors = _donors(frames, config.augment) if config.augment.paste_probability else None
-    for row, row_numbers, row_centred in zip(places, numbers, centred, strict=True):
+    hard = _is_hard(config, places) & bool(len(mistakes))
+    for row, *choices in zip(places, numbers, centred, hard, strict=True):
         crops = [
-            _crop(config, frames[number], place, on)
-            for place, number, on in zip(row, row_numbers, row_centred, strict=True)
+            _hard_crop(config, frames, mistakes, place)
+            if is_hard
+            else _crop(config, frames[number], place, on)
+            for place, number, on, is_hard in zip(row, *choices, strict=True)
         ]
         image, mask = (np.stack(parts) for parts in zip(*crops, strict=True))
         batch = {"image": image, "mask": mask, "label": np.asarray(mask.any(axis=(1, 2)), np.int32)}
@@ -147,16 +161,39 @@ def _decode(data: ml_collections.ConfigDict, examples: Examples, number: int) ->
 def _crop(
     config: ml_collections.ConfigDict, frame: Frame, place: int, centred: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A window anywhere, or one whose middle half holds a random pixel of a random defect."""
+    """A window anywhere, or one around a random pixel of a random defect."""
     size = np.array(config.data.image_size)
-    room = np.array(frame.mask.shape) - size
     rng = _generator(config, _WINDOW, place)
-    corner = rng.integers(0, room + 1)
+    corner = rng.integers(0, np.array(frame.mask.shape) - size + 1)
     if centred:
         defect = frame.defects[rng.integers(len(frame.defects))]
-        pixel = defect[rng.integers(len(defect))]
-        corner = np.clip(pixel - rng.integers(size // 4, size - size // 4), 0, room)
+        return _around(frame, defect[rng.integers(len(defect))], size, rng)
     return _window(frame, corner, size)
+
+
+def _hard_crop(
+    config: ml_collections.ConfigDict, frames: list[Frame], mistakes: np.ndarray, place: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A window around a random one of the mistakes."""
+    rng = _generator(config, _MISTAKE, place)
+    number, *pixel = mistakes[rng.integers(len(mistakes))]
+    return _around(frames[number], np.array(pixel), np.array(config.data.image_size), rng)
+
+
+def _is_hard(config: ml_collections.ConfigDict, places: np.ndarray) -> np.ndarray:
+    """Which of the crops that lie around no defect lie around a mistake: [steps, b] bool."""
+    drawn = _generator(config, _CENTRED).random(int(places.max()) + 1)[places]
+    return (drawn >= config.data.defect_share) & (
+        drawn < config.data.defect_share + config.data.hard_share
+    )
+
+
+def _around(
+    frame: Frame, pixel: np.ndarray, size: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """A window whose middle half holds a pixel, but for what a frame's border takes away."""
+    corner = pixel - rng.integers(size // 4, size - size // 4)
+    return _window(frame, np.clip(corner, 0, np.array(frame.mask.shape) - size), size)
 
 
 def _window(frame: Frame, corner: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -44,6 +44,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         )
     cropped = {
         "data.defect_share": data.defect_share,
+        "data.hard_share": data.hard_share,
         "augment.paste_probability": augmentation.paste_probability,
     }
     for name, share in cropped.items():
@@ -51,6 +52,11 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"{name} is {share}: it must lie between 0 and 1")
         if share and data.fit != "crop":
             raise UserError(f"{name} is {share} with data.fit '{data.fit}': it needs 'crop'")
+    if data.defect_share + data.hard_share > 1:
+        raise UserError(
+            f"data.defect_share is {data.defect_share} and data.hard_share {data.hard_share}: "
+            "together they must be at most 1"
+        )
     if data.fit == "crop":
         require(data.cache, ("auto", "memory"), "data.cache for data.fit 'crop'")
         tile, overlap = field(config.eval, "tile", "eval"), field(config.eval, "overlap", "eval")

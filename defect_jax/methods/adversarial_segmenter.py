@@ -17,8 +17,15 @@ import optax
 from defect_jax import models, optim, steps
 from defect_jax.errors import UserError
 from defect_jax.losses.adversarial import discriminator_loss, generator_loss
-from defect_jax.method import Batch, Method, Phase, State, apply_train, init_players
-from defect_jax.methods.segmenter import PixelLosses, full_size, pixel_losses, predictor, views
+from defect_jax.method import Batch, Method, State, apply_train, init_players
+from defect_jax.methods.segmenter import (
+    PixelLosses,
+    full_size,
+    phases,
+    pixel_losses,
+    predictor,
+    views,
+)
 
 
 def adversarial_segmenter(config: ml_collections.ConfigDict) -> Method:
@@ -52,7 +59,7 @@ def adversarial_segmenter(config: ml_collections.ConfigDict) -> Method:
     )
     return Method(
         init=functools.partial(_init, players, txs, config.data.num_classes),
-        phases=(Phase(steps.adversarial_step(losses, txs, config.train.accumulate)),),
+        phases=phases(config, steps.adversarial_step(losses, txs, config.train.accumulate)),
         predict=predictor(config, players["generator"], "generator"),
     )
 

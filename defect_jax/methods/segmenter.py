@@ -20,6 +20,7 @@ from defect_jax.losses.segmentation import SEGMENTATION_LOSSES
 from defect_jax.method import (
     Batch,
     Method,
+    Metrics,
     Phase,
     State,
     apply_train,
@@ -30,6 +31,7 @@ from defect_jax.methods.scoring import score_image
 
 # [B, H, W, K], or a tuple of them, each of half the size of the one before.
 Logits = jax.Array | tuple[jax.Array, ...]
+TrainStep = Callable[[State, Batch], tuple[State, Metrics]]
 PixelLosses = Callable[[Logits, jax.Array], dict[str, jax.Array]]
 
 
@@ -47,9 +49,28 @@ def segmenter(config: ml_collections.ConfigDict) -> Method:
     loss_fn = functools.partial(_losses, model, pixel_losses(config.method), config.augment)
     return Method(
         init=functools.partial(init_state, model, tx),
-        phases=(Phase(steps.gradient_step(loss_fn, tx, config.train.accumulate)),),
+        phases=phases(config, steps.gradient_step(loss_fn, tx, config.train.accumulate)),
         predict=predictor(config, model),
     )
+
+
+def phases(config: ml_collections.ConfigDict, train_step: TrainStep) -> tuple[Phase, ...]:
+    """One phase, or where `data.hard_share` is set one for each `train.mine_every` steps.
+
+    At the start of each but the first, the false alarms on the training images are looked for.
+
+    Raises:
+        UserError: a hard share without a number of steps.
+    """
+    total, every = config.train.num_steps, config.train.mine_every
+    if not config.data.hard_share:
+        return (Phase(train_step),)
+    if every < 1:
+        raise UserError(
+            f"data.hard_share is {config.data.hard_share} and train.mine_every {every}: say after "
+            "how many steps false alarms are looked for"
+        )
+    return tuple(Phase(train_step, min(every, total - start)) for start in range(0, total, every))
 
 
 def pixel_losses(method: ml_collections.ConfigDict) -> PixelLosses:

@@ -52,6 +52,11 @@ def places(config, steps: int, first: int = 0) -> np.ndarray:
     return pipeline.train_order(config, 6, first, first + steps)[1]
 
 
+def train_crops(config, examples, places, mistakes=()):
+    frames = crops.decode_all(config.data, examples)
+    return crops.train_crops(config, frames, places, np.reshape(mistakes, (-1, 3)).astype(int))
+
+
 def test_the_share_of_crops_around_a_defect(config, examples):
     numbers, centred = crops.order(config, examples.label, places(config, 250))
     assert abs(centred.mean() - 2 / 3) < 0.03
@@ -81,9 +86,7 @@ def test_crops_are_windows_and_those_around_a_defect_have_one(config, examples):
     stream = places(config, 40)
     numbers, centred = crops.order(config, examples.label, stream)
     corners = []
-    for batch, row, on in zip(
-        crops.train_crops(config, examples, stream), numbers, centred, strict=True
-    ):
+    for batch, row, on in zip(train_crops(config, examples, stream), numbers, centred, strict=True):
         for image, mask, number, is_centred in zip(*batch_of(batch), row, on, strict=True):
             top, left = image[0, 0, 1], image[0, 0, 2]
             window = np.s_[top : top + SIZE, left : left + SIZE]
@@ -96,6 +99,31 @@ def test_crops_are_windows_and_those_around_a_defect_have_one(config, examples):
     assert len(set(corners)) > 150
 
 
+def test_a_share_of_the_crops_lies_around_mistakes(config, examples):
+    """And the rest is what it would be without."""
+    config.data.defect_share, stream = 1 / 3, places(config, 250)
+    config.data.hard_share = 0.5
+    plain = train_crops(config, examples, stream)
+    hard = train_crops(config, examples, stream, [(2, 11, 31), (4, 0, 59)])
+    _, centred = crops.order(config, examples.label, stream)
+    moved = []
+    for without, batch, on in zip(plain, hard, centred, strict=True):
+        for before, after, around_defect in zip(without["image"], batch["image"], on, strict=True):
+            if (before == after).all():
+                continue
+            assert not around_defect
+            number, top, left = after[0, 0]
+            row, column = {2: (11, 31), 4: (0, 59)}[number]
+            moved.append((number, row - top, column - left))
+    assert abs(len(moved) / stream.size - 0.5) < 0.03
+    count = np.bincount([number for number, _, _ in moved])
+    assert 0.4 < count[2] / len(moved) < 0.6
+    inside = {(row, column) for number, row, column in moved if number == 2}
+    middle = range(SIZE // 4, SIZE - SIZE // 4)
+    assert inside == {(row, column) for row in middle for column in middle}
+    assert {(row, column) for number, row, column in moved if number == 4} == {(0, SIZE - 1)}
+
+
 def batch_of(batch: dict) -> tuple[np.ndarray, np.ndarray]:
     return batch["image"], batch["mask"]
 
@@ -103,7 +131,7 @@ def batch_of(batch: dict) -> tuple[np.ndarray, np.ndarray]:
 def test_both_defects_of_a_frame_are_cropped(config, examples):
     config.data.defect_share = 1.0
     only = examples.take(np.array([1]))
-    batches = list(crops.train_crops(config, only, places(config, 8)))
+    batches = list(train_crops(config, only, places(config, 8)))
     upper = np.concatenate([batch["image"][:, 0, 0, 1] for batch in batches]) < 12
     assert 0.3 < upper.mean() < 0.7
 
@@ -111,9 +139,9 @@ def test_both_defects_of_a_frame_are_cropped(config, examples):
 def test_a_place_of_the_stream_has_the_same_crop_whenever_it_comes(config, examples):
     config.augment.paste_probability = 0.5
     config.augment.paste_size = 9
-    whole = list(crops.train_crops(config, examples, places(config, 6)))
-    resumed = list(crops.train_crops(config, examples, places(config, 3, first=3)))
-    right = list(crops.train_crops(config, examples, places(config, 6)[:, 4:]))
+    whole = list(train_crops(config, examples, places(config, 6)))
+    resumed = list(train_crops(config, examples, places(config, 3, first=3)))
+    right = list(train_crops(config, examples, places(config, 6)[:, 4:]))
     for late, again in zip(whole[3:], resumed, strict=True):
         for name, values in late.items():
             np.testing.assert_array_equal(values, again[name])
@@ -121,7 +149,7 @@ def test_a_place_of_the_stream_has_the_same_crop_whenever_it_comes(config, examp
         for name, values in batch.items():
             np.testing.assert_array_equal(values[4:], half[name])
     config.seed = 1
-    other = next(crops.train_crops(config, examples, places(config, 1)))
+    other = next(train_crops(config, examples, places(config, 1)))
     assert (other["image"] != whole[0]["image"]).any()
 
 
@@ -129,7 +157,7 @@ def test_donors_show_a_whole_defect_in_the_middle(config, examples):
     config.augment.paste_probability = 1.0
     config.augment.paste_size = 9
     seen = set()
-    for batch in crops.train_crops(config, examples, places(config, 20)):
+    for batch in train_crops(config, examples, places(config, 20)):
         assert batch["donor_image"].shape == (8, 9, 9, 3)
         for image, mask in zip(batch["donor_image"], batch["donor_mask"], strict=True):
             np.testing.assert_array_equal(mask, np.pad(np.ones((3, 3)), 3))
@@ -147,7 +175,7 @@ def test_crops_of_frames_brought_to_a_height_are_those_of_frames_that_have_it(co
         mask=examples.mask.repeat(3, 1).repeat(3, 2),
     )
     for small, large in zip(
-        *(crops.train_crops(config, each, places(config, 4)) for each in (examples, larger)),
+        *(train_crops(config, each, places(config, 4)) for each in (examples, larger)),
         strict=True,
     ):
         for name in ("mask", "label", "donor_mask"):
@@ -158,7 +186,7 @@ def test_crops_of_frames_brought_to_a_height_are_those_of_frames_that_have_it(co
 
 def test_small_frames_are_continued(config):
     config.data.image_size = (48, 64)
-    (batch,) = crops.train_crops(config, make_examples([spotted((20, 30))]), places(config, 1))
+    (batch,) = train_crops(config, make_examples([spotted((20, 30))]), places(config, 1))
     image, mask = batch["image"][0], batch["mask"][0]
     np.testing.assert_array_equal(image[:, :, 1], np.minimum(np.indices((48, 64))[0], 39))
     np.testing.assert_array_equal(image[:, :, 2], np.minimum(np.indices((48, 64))[1], 59))
@@ -174,10 +202,12 @@ def test_no_defect_that_fits_a_patch_is_told(config, examples):
     config.augment.paste_probability = 0.5
     config.augment.paste_size = 4
     with pytest.raises(UserError, match=r"augment\.paste_size is 4: no defect"):
-        next(crops.train_crops(config, examples, places(config, 1)))
+        next(train_crops(config, examples, places(config, 1)))
 
 
-@pytest.mark.parametrize("name", ["data.defect_share", "augment.paste_probability"])
+@pytest.mark.parametrize(
+    "name", ["data.defect_share", "data.hard_share", "augment.paste_probability"]
+)
 def test_only_crops_have_shares(config, name):
     group, field = name.split(".")
     pipeline.check(config)
@@ -190,7 +220,13 @@ def test_only_crops_have_shares(config, name):
         pipeline.check(config)
 
 
+def test_shares_of_more_than_all_are_told(config):
+    config.data.update(defect_share=0.7, hard_share=0.4)
+    with pytest.raises(UserError, match=r"defect_share is 0\.7 and data\.hard_share 0\.4"):
+        pipeline.check(config)
+
+
 def test_a_patch_larger_than_the_crop_is_told(config):
     config.augment.paste_probability = 0.5
-    with pytest.raises(UserError, match=r"paste_size is 96: .* 16x16"):
+    with pytest.raises(UserError, match=r"paste_size is 80: .* 16x16"):
         pipeline.check(config)
