@@ -44,7 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.paste_size = 80  # pixels, the side of the pasted patch
 
     config.train.batch_size = 8
-    config.train.num_steps = 3000
+    config.train.num_steps = 2400
     config.train.mine_every = 600
     config.train.checkpoint_every = 250
     config.eval.batch_size = 2

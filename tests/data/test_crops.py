@@ -36,7 +36,7 @@ def spotted(*spots: tuple[int, int]) -> np.ndarray:
 @pytest.fixture
 def config() -> ml_collections.ConfigDict:
     config = bsdata_residual_unet.get_config()
-    config.data.update(image_size=(SIZE, SIZE), frame_height=0, defect_share=2 / 3)
+    config.data.update(image_size=(SIZE, SIZE), frame_height=0, defect_share=2 / 3, hard_share=0.0)
     config.train.batch_size = 8
     config.augment.paste_probability = 0.0
     return config
@@ -214,7 +214,8 @@ def test_only_crops_have_shares(config, name):
     config[group][field] = 1.5
     with pytest.raises(UserError, match=rf"{name} is 1\.5: it must lie between 0 and 1"):
         pipeline.check(config)
-    config.data.defect_share = config.augment.paste_probability = 0.0
+    config.data.update(defect_share=0.0, hard_share=0.0)
+    config.augment.paste_probability = 0.0
     config.data.fit, config[group][field] = "resize", 0.5
     with pytest.raises(UserError, match=rf"{name} is 0\.5 with data.fit 'resize'"):
         pipeline.check(config)
