@@ -144,7 +144,7 @@ PARAMETERS = {
     "bsdata_unet": 1_942_594,
     "bsdata_residual_unet": 2_033_480,
     "bsdata_znet": 4_395_009,
-    "bsdata_adversarial": 2_748_424,
+    "bsdata_adversarial": 2_741_256,
     "mvtec_autoencoder": 1_050_599,
     "mvtec_ssim_net": 2_082_118,
     "mvtec_ssim_net_lite": 611_330,

@@ -321,7 +321,7 @@ def test_a_run_on_crops_leaves_all_its_files(config, finished):
     loaded = checkpoint.load_run(workdir)
     image = np.zeros((1, 40, 48, 3), np.uint8)  # neither a crop's size nor a tile's
     assert loaded.predict({"image": image})["score_map"].shape == (1, 40, 48)
-    with pytest.raises(UserError, match=r"expected \[B, 40, 64, 3\], found \[1, 48, 64, 3\]"):
+    with pytest.raises(UserError, match=r"uint8 \[B, 40, 64, 3\], found uint8 \[1, 48, 64, 3\]"):
         loaded.predict({"image": np.zeros((1, 48, 64, 3), np.uint8)})
 
 
