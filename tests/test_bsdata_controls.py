@@ -87,6 +87,10 @@ def test_tables_of_all_splits(bsdata_root, prepared, capsys):
     assert "| recall of pits of 200-1000 px² (5) | 0.0 [0.0, 0.0] | 100.0 [" in official
     assert grouped.startswith("grouped, 5 folds") and "| 0.0 [0.0, 0.0] | 0.0 [" in grouped
     assert random.startswith("random, 5 folds") and "±" in random
+    controls.main([f"--root={bsdata_root}", f"--cache_dir={prepared}", "--random=2"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("**random, one fold**") and "±" not in printed
+    assert printed.count("**") == 2
     with pytest.raises(SystemExit, match=r"error: .*nowhere"):
         controls.main([f"--root={bsdata_root / 'nowhere'}"])
 
@@ -98,7 +102,7 @@ def test_expected_figures_on_the_real_data(data_root, prepared, monkeypatch):
     names = ("iou", "iou_type 2", "iou_per_image", "iou_two_class", "znet")
     official = {
         name: protocol.figures(protocol.merge(totals))
-        for name, totals in controls.measure_split(masks, entries, "official").items()
+        for name, totals in controls.measure_split(masks, entries, "official", [0]).items()
     }
     rounded = {
         control: [round(100 * figures[name].value, 1) for name in names]
@@ -113,7 +117,7 @@ def test_expected_figures_on_the_real_data(data_root, prepared, monkeypatch):
         train, test = ({name: masks[name] for name in sides[side]} for side in ("train", "test"))
         assert not any(case.predicted.any() for case in controls.copy_nearest(train, test))
     monkeypatch.setattr(protocol, "METRICS", {"znet": measures.ZNet})
-    random = controls.measure_split(masks, entries, "random")
+    random = controls.measure_split(masks, entries, "random", range(5))
     expected = {"background": (1.2, 0.2), "copy": (52.5, 2.9)}
     for name, totals in random.items():
         spread = protocol.spread([protocol.figures(one) for one in totals])["znet"]

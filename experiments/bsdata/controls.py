@@ -1,6 +1,7 @@
 """What scores on BSData without looking at an image: the controls that a segmenter must beat.
 
     python experiments/bsdata/controls.py --root=/path/to/BSData
+    python experiments/bsdata/controls.py --root=/path/to/BSData --random=0
 
 Two controls, on masks at native resolution, measured as protocol.py measures networks: on the same
 images, with the same resamplings of them. 'background' predicts no pit anywhere. 'copy' predicts
@@ -90,7 +91,7 @@ def measure(cases: Iterable[Case], fold: int) -> protocol.Totals:
 
 
 def measure_split(
-    masks: Masks, entries: list[dict[str, Any]], split: str
+    masks: Masks, entries: list[dict[str, Any]], split: str, folds: Iterable[int]
 ) -> dict[str, list[protocol.Totals]]:
     """The totals of each control on each fold of a split.
 
@@ -98,9 +99,10 @@ def measure_split(
         masks: of every labelled frame.
         entries: of `image_data.json`.
         split: a key of `FOLDS`.
+        folds: of that split.
     """
     measured: dict[str, list[protocol.Totals]] = {name: [] for name in CONTROLS}
-    for fold in FOLDS[split]:
+    for fold in folds:
         names = bsdata.split_names(entries, split, fold, normals=False)
         train, test = ({name: masks[name] for name in names[side]} for side in ("train", "test"))
         for name, control in CONTROLS.items():
@@ -109,14 +111,16 @@ def measure_split(
 
 
 def as_markdown(split: str, measured: dict[str, list[protocol.Totals]]) -> str:
-    """A table of one split: over folds pooled, but of random ones mean and standard deviation."""
+    """A table of one split: over folds pooled, but of several random ones mean and deviation."""
     columns: dict[str, dict[str, Any]] = {}
     for name, totals in measured.items():
-        if split == "random":
+        if split == "random" and len(totals) > 1:
             columns[name] = protocol.spread([protocol.figures(one) for one in totals])
         else:
             columns[name] = protocol.figures(protocol.merge(totals))
-    title = split if split == "official" else f"{split}, {len(FOLDS[split])} folds"
+    count = len(measured["copy"])
+    folds = f"{count} folds" if count > 1 else "one fold"
+    title = split if split == "official" else f"{split}, {folds}"
     return protocol.table(title, columns, protocol.merge(measured["copy"]))
 
 
@@ -125,15 +129,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", required=True, help="clone of BSData")
     parser.add_argument("--cache_dir", default="", help="of prepared datasets")
+    parser.add_argument("--random", type=int, metavar="FOLD", help="only this random split")
     options = parser.parse_args(arguments)
+    folds = (
+        FOLDS if options.random is None else {"random": range(options.random, options.random + 1)}
+    )
     logging.set_verbosity(logging.ERROR)  # tfds tells its inner life at INFO
     try:
         masks = load_masks(options.root, options.cache_dir)
         content = (to_path(options.root).expanduser() / "image_data.json").read_text("utf-8")
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
-    for split in FOLDS:
-        measured = measure_split(masks, json.loads(content)["images"], split)
+    for split in folds:
+        measured = measure_split(masks, json.loads(content)["images"], split, folds[split])
         print(as_markdown(split, measured) + "\n", flush=True)
 
 

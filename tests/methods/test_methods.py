@@ -134,10 +134,10 @@ def test_the_average_over_flips_turns_with_the_image(residual_segmenter, batch):
 
 
 def test_levels_weigh_half_as_much_each():
-    """A defect of one pixel at (2, 2), which the half-sized level sees at (1, 1)."""
+    """A defect of one pixel at (3, 3), which the half-sized level sees at (1, 1)."""
     method = ml_collections.ConfigDict({"losses": ("cross_entropy",)})
     mask = np.zeros((1, 4, 4), np.uint8)
-    mask[0, 2, 2] = 1
+    mask[0, 3, 3] = 1
     top, half = np.zeros((1, 4, 4, 2), np.float32), np.zeros((1, 2, 2, 2), np.float32)
     half[0, ..., 0] = 3.0
     half[0, 1, 1] = (0.0, 3.0)
