@@ -94,8 +94,8 @@ def test_each_network_is_taken_in_all_its_ways(monkeypatch, capsys):
     assert title.startswith("1540x645 pixels; median of 3 ")
     assert len(lines) == 6 + 6
     assert lines[0] == "| bsdata_residual_unet | whole, 672x1568 | 1 | 1.50 | 1.00 |"
-    assert "| bsdata_residual_unet | tiles of 320x768, overlap 64: 9 | 4 | 1.50 | 4.00 |" in lines
-    assert "| bsdata_residual_unet | shrunk to a height of 320 | 1 | 1.50 | 5.00 |" in lines
+    assert "| bsdata_residual_unet | tiles of 256x640, overlap 64: 12 | 4 | 1.50 | 4.00 |" in lines
+    assert "| bsdata_residual_unet | shrunk to a height of 256 | 1 | 1.50 | 5.00 |" in lines
     assert "| bsdata_znet | shrunk to 256x512 | 4 | 1.50 | 12.00 |" in lines
     assert called[11].args == ("bsdata_znet", "shrunk", 4, (645, 1540), 3)
 

@@ -33,12 +33,12 @@ from experiments.bsdata import ensemble
 
 # (height, width) of the tiles, and how many pixels they share at least.
 WAYS = (
-    ((192, 192), 32),
     ((192, 192), 64),
     ((192, 192), 128),
     ((192, 384), 64),
-    ((320, 384), 64),
-    ((320, 384), 128),
+    ((192, 384), 128),
+    ((256, 384), 64),
+    ((256, 384), 128),
 )
 
 

@@ -229,5 +229,5 @@ def test_shares_of_more_than_all_are_told(config):
 
 def test_a_patch_larger_than_the_crop_is_told(config):
     config.augment.paste_probability = 0.5
-    with pytest.raises(UserError, match=r"paste_size is 80: .* 16x16"):
+    with pytest.raises(UserError, match=r"paste_size is 64: .* 16x16"):
         pipeline.check(config)
