@@ -65,7 +65,7 @@ class Difference(NamedTuple):
         return Difference(
             self.pixels + apart.size,
             self.total + float(apart.sum(dtype=np.float64)),
-            max(self.largest, float(apart.max())),
+            float(np.maximum(self.largest, apart.max())),
             self.shared + int(np.count_nonzero((whole > 0) & (tiled > 0))),
             self.either + int(np.count_nonzero((whole > 0) | (tiled > 0))),
         )
@@ -77,6 +77,7 @@ def score_maps(
     """The log-odds [h, w] of one image: whole, and in each of `WAYS`."""
     size = pipeline.fitted_size(config.data, pipeline.native_size(one, 0))
     whole = tiles.covered(size, (tiles.GRID, tiles.GRID))
+    config = config.copy_and_resolve_references()
     for tile, overlap in ((whole, 0), *WAYS):
         config.eval.update(tile=tile, overlap=overlap)
         ((_, prediction),) = predict_tiles(config, one, predict)
@@ -84,7 +85,7 @@ def score_maps(
 
 
 def compare(folder: pathlib.Path, root: str | None, num_images: int) -> list[Difference]:
-    """One of each of `WAYS`, over images taken evenly from a run's test images.
+    """A Difference for each of `WAYS`, over images taken evenly from a run's test images.
 
     Raises:
         UserError: no finished run of a segmenter on crops of BSData.
