@@ -32,7 +32,7 @@ from defect_jax.ops import tiles
 from experiments.bsdata import ensemble
 
 # (height, width) of the tiles, and how many pixels they share at least.
-WAYS = (
+TILINGS = (
     ((192, 192), 64),
     ((192, 192), 128),
     ((192, 384), 64),
@@ -43,81 +43,85 @@ WAYS = (
 
 
 class Difference(NamedTuple):
-    """Of tiles from the whole image, added up over images; `largest` is the largest of them.
+    """Between the map of whole images and that merged from tiles, over all images so far.
 
     Attributes:
         pixels: how many were compared.
-        total: sum of the absolute differences of the pits' probability.
-        largest: largest absolute difference.
-        shared: pixels called pits both ways.
-        either: pixels called pits either way.
+        total: sum of the absolute differences of a pit's probability.
+        largest: the largest of these.
+        intersection: pixels that both call a pit's.
+        union: pixels that either calls one's.
     """
 
     pixels: int = 0
     total: float = 0.0
     largest: float = 0.0
-    shared: int = 0
-    either: int = 0
+    intersection: int = 0
+    union: int = 0
 
     def add(self, whole: np.ndarray, tiled: np.ndarray) -> "Difference":
-        """With one more image: log-odds [h, w] of the whole image and merged from its tiles."""
-        apart = np.abs(special.expit(whole) - special.expit(tiled))
+        """Takes in one more image: its log-odds [h, w], seen whole and merged from tiles."""
+        distance = np.abs(special.expit(whole) - special.expit(tiled))
         return Difference(
-            self.pixels + apart.size,
-            self.total + float(apart.sum(dtype=np.float64)),
-            float(np.maximum(self.largest, apart.max())),
-            self.shared + int(np.count_nonzero((whole > 0) & (tiled > 0))),
-            self.either + int(np.count_nonzero((whole > 0) | (tiled > 0))),
+            self.pixels + distance.size,
+            self.total + float(distance.sum(dtype=np.float64)),
+            float(np.maximum(self.largest, distance.max())),
+            self.intersection + int(np.count_nonzero((whole > 0) & (tiled > 0))),
+            self.union + int(np.count_nonzero((whole > 0) | (tiled > 0))),
         )
 
 
 def score_maps(
-    config: ml_collections.ConfigDict, one: Examples, predict: Predict
+    config: ml_collections.ConfigDict, image: Examples, predict: Predict
 ) -> Iterator[np.ndarray]:
-    """The log-odds [h, w] of one image: whole, and in each of `WAYS`."""
-    size = pipeline.fitted_size(config.data, pipeline.native_size(one, 0))
+    """The log-odds [h, w] of one image, seen whole and then in each of `TILINGS`."""
+    size = pipeline.fitted_size(config.data, pipeline.native_size(image, 0))
     whole = tiles.covered(size, (tiles.GRID, tiles.GRID))
     config = config.copy_and_resolve_references()
-    for tile, overlap in ((whole, 0), *WAYS):
+    for tile, overlap in ((whole, 0), *TILINGS):
         config.eval.update(tile=tile, overlap=overlap)
-        ((_, prediction),) = predict_tiles(config, one, predict)
+        ((_, prediction),) = predict_tiles(config, image, predict)
         yield prediction["score_map"][: size[0], : size[1]]
 
 
 def compare(folder: pathlib.Path, root: str | None, num_images: int) -> list[Difference]:
-    """A Difference for each of `WAYS`, over images taken evenly from a run's test images.
+    """A Difference for each of `TILINGS`, over images taken evenly from a run's test images.
 
     Raises:
-        UserError: no finished run of a segmenter on crops of BSData.
+        UserError: no finished run of a segmenter on crops of BSData, or one without test images.
     """
     (entry,) = ensemble.read_runs([folder], root, flip_average=False)
-    config = entry.config.copy_and_resolve_references()
+    config = entry.config
     if config.data.fit != "crop":
         raise UserError(f"{folder} takes its images whole: give a run with data.fit 'crop'")
     predict = make_predict(make_method(config), checkpoint.load_run(folder).state)
     examples = datasets.load_split(config, "test")
+    if not len(examples):
+        raise UserError(f"{folder} has no test images in {config.data.root}: pass --root")
     chosen = np.linspace(0, len(examples) - 1, min(num_images, len(examples))).astype(int)
-    differences = [Difference() for _ in WAYS]
+    differences = [Difference() for _ in TILINGS]
     for number in tqdm.tqdm(chosen, desc=str(folder), unit=" images"):
         whole, *tiled = score_maps(config, examples.take(np.array([number])), predict)
         differences = [
-            one.add(whole, log_odds) for one, log_odds in zip(differences, tiled, strict=True)
+            difference.add(whole, merged)
+            for difference, merged in zip(differences, tiled, strict=True)
         ]
     return differences
 
 
 def as_markdown(differences: Sequence[Difference]) -> str:
-    """A row for each of `WAYS`."""
+    """A row for each of `TILINGS`."""
     lines = [
         "| tiles | overlap | IoU of the pits found both ways, % | mean difference of probability | "
         "largest |",
         "|---|---:|---:|---:|---:|",
     ]
-    for (tile, overlap), one in zip(WAYS, differences, strict=True):
-        iou = f"{100 * one.shared / one.either:.1f}" if one.either else "none found"
-        mean = one.total / one.pixels
+    for (tile, overlap), (pixels, total, largest, intersection, union) in zip(
+        TILINGS, differences, strict=True
+    ):
+        iou = f"{100 * intersection / union:.1f}" if union else "none found"
         lines.append(
-            f"| {tile[0]}x{tile[1]} | {overlap} | {iou} | {mean:.1e} | {one.largest:.2f} |"
+            f"| {tile[0]}x{tile[1]} | {overlap} | {iou} | {total / pixels:.1e} | {largest:.2f} |"
         )
     return "\n".join(lines)
 
