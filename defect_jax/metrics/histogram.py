@@ -199,11 +199,12 @@ def pro_curve(h: ScoreHistogram) -> tuple[np.ndarray, np.ndarray]:
 def pr_curve(h: ScoreHistogram) -> tuple[np.ndarray, np.ndarray]:
     """Returns (recall, precision) for plots, for counts [n, 3].
 
-    Both [k] with k at most about 1000, recall ascending from 0 to 1; empty where undefined. To be
-    drawn as steps that hold the precision of their right end, as `average_precision` sums them.
+    Both [k] with k at most about 1000, recall ascending from 0 to 1; empty without defective ones,
+    or without normal ones, where it would say nothing. To be drawn as steps that hold the precision
+    of their right end, as `average_precision` sums them.
     """
     _, cumulated, totals = _descending(h)
-    if totals[DEFECTIVE] == 0:
+    if totals[DEFECTIVE] == 0 or totals[NORMAL] == 0:
         return np.empty(0), np.empty(0)
     precision = cumulated[DEFECTIVE] / (cumulated[NORMAL] + cumulated[DEFECTIVE])
     recall = cumulated[DEFECTIVE] / totals[DEFECTIVE]

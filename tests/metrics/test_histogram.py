@@ -147,6 +147,7 @@ def test_undefined_measures_are_nan():
     assert histogram.average_precision(only_bad) == 1
     for curve in (histogram.roc_curve, histogram.pr_curve, histogram.pro_curve):
         assert [len(axis) for axis in curve(only_good)] == [0, 0]
+        assert [len(axis) for axis in curve(only_bad)] == [0, 0]
 
 
 @pytest.mark.parametrize("max_fpr", [0.3, 0.05])
