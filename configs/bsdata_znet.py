@@ -4,7 +4,8 @@
         --config.data.root=/path/to/BSData
 
 Theirs trains 50 epochs of batches of two, without augmentation, and reports the epoch that is best
-on the test images; here the last step is reported.
+on the test images; here the last step is reported. Masks to learn from are shrunk by the majority
+of the area rather than bilinearly, and parameters begin as Flax draws them, not PyTorch.
 """
 
 import ml_collections
@@ -25,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.model = "znet"
     config.method.activation = "relu"
     config.method.gate = "relu"
-    config.method.losses = ("cross_entropy",)  # of two classes, what they sum over both
+    config.method.losses = ("cross_entropy",)  # of two classes, as their BCELoss
 
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "constant"

@@ -93,7 +93,9 @@ def find(config: ml_collections.ConfigDict, examples: Examples, predict: Predict
         mask = pipeline.fitted_mask(config.data, examples, number)
         height, width = mask.shape
         called = prediction["score_map"][:height, :width] > config.eval.min_log_odds
-        pixels = np.argwhere(called & (ndimage.distance_transform_edt(mask == 0) > _MARGIN))
+        if mask.any():  # else scipy takes distances from the corner
+            called &= ndimage.distance_transform_edt(mask == 0) > _MARGIN
+        pixels = np.argwhere(called)
         pixels = pixels[:: max(1, -(-len(pixels) // _MOST))]
         parts.append(np.insert(pixels, 0, number, axis=1).astype(np.int32))
     return np.concatenate(parts)

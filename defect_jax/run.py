@@ -10,7 +10,7 @@ from defect_jax import __version__, checkpoint, distributed, meeting, visualize
 from defect_jax.data import datasets, pipeline
 from defect_jax.errors import UserError, require
 from defect_jax.evaluate import check_defect_fields, evaluate
-from defect_jax.methods import make_method
+from defect_jax.methods import SUPERVISED, make_method
 from defect_jax.metrics import RULES
 from defect_jax.paths import to_writable_path
 from defect_jax.train import check_batch_size, check_steps, train
@@ -151,6 +151,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     check_batch_size(config)
     require(config.train.on_nonfinite, ON_NONFINITE, "train.on_nonfinite")
     pipeline.check(config)
+    if config.data.hard_share and config.method.name not in SUPERVISED:
+        raise UserError(
+            f"data.hard_share is {config.data.hard_share}, but method '{config.method.name}' does "
+            "not learn from false alarms: set 0 or take a segmenter"
+        )
     check_defect_fields(config)
     require(config.eval.threshold_rule, RULES, "eval.threshold_rule")
     for field in COUNTS:

@@ -179,8 +179,8 @@ def rasterise(label: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
 
     Raises:
         UserError: no JSON, no shapes, a stated size unlike the image's, an unknown label, a
-            shape that is no polygon, fewer than 3 points, or a point more than a pixel outside the
-            image.
+            shape that is no polygon, fewer than 3 points, a point more than a pixel outside the
+            image, or a polygon without a pixel inside it.
     """
     try:
         content = json.loads(label.read_text("utf-8"))
@@ -205,7 +205,11 @@ def rasterise(label: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
         if kind != "polygon":
             raise UserError(f"{label} has a shape of type '{kind}': draw polygons alone")
         outline = _outline(label, points, size)
-        ImageDraw.Draw(mask).polygon(outline, fill=CLASSES[name])
+        one = Image.new("L", mask.size)
+        ImageDraw.Draw(one).polygon(outline, fill=255)
+        if not one.getbbox():
+            raise UserError(f"{label} has a polygon beside the image: correct its points")
+        mask.paste(CLASSES[name], mask=one)
     return np.asarray(mask)
 
 

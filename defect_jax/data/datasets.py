@@ -8,9 +8,11 @@ from typing import NamedTuple
 import ml_collections
 import numpy as np
 
+from defect_jax import distributed
 from defect_jax.data import arrays
 from defect_jax.data.examples import Examples, concatenate
 from defect_jax.errors import UserError, lookup, require
+from defect_jax.methods import SUPERVISED
 
 
 class Dataset(NamedTuple):
@@ -133,14 +135,27 @@ def load_split(config: ml_collections.ConfigDict, split: str) -> Examples:
     """The examples of 'train', 'validation' or 'test'.
 
     With `config.data.one_model` those of all categories, one category after another, and
-    '<category>/' in front of their file names.
+    '<category>/' in front of their file names. Defective training images are left out but for a
+    method that is `SUPERVISED`.
 
     Raises:
         UserError: an unknown dataset or category, bad files (see the dataset's module), or
             validation files that are no longer there.
     """
-    dataset = lookup(DATASETS, config.data.name, "data.name")
     require(split, ("train", "validation", "test"), "split")
+    examples = _load_side(config, split)
+    return _to_learn_from(config, examples) if split == "train" else examples
+
+
+def _to_learn_from(config: ml_collections.ConfigDict, train: Examples) -> Examples:
+    if config.method.name in SUPERVISED:
+        return train
+    return train.take(np.flatnonzero(train.label == 0))
+
+
+def _load_side(config: ml_collections.ConfigDict, split: str) -> Examples:
+    """Those of a split, where the validation images were drawn from the training images or not."""
+    dataset = lookup(DATASETS, config.data.name, "data.name")
     if dataset.has_validation or split == "test":
         return _load(config, split)
     train = _load(config, "train")
@@ -161,12 +176,31 @@ def check_splits(config: ml_collections.ConfigDict) -> str:
         A digest of the training images and masks, wherever they lie: 16 hexadecimal digits.
 
     Raises:
-        UserError: no training or no test images, or bad files.
+        UserError: no training or no test images, no masks for a method that learns from them, or
+            bad files.
     """
-    train = load_split(config, "train")
-    for split, count in (("train", len(train)), ("test", len(load_split(config, "test")))):
+    everything = _load_side(config, "train")
+    train, method = _to_learn_from(config, everything), config.method.name
+    named = f"{config.data.name} '{config.data.category}'"
+    for split, count in (("train", len(everything)), ("test", len(load_split(config, "test")))):
         if not count:
-            raise UserError(f"{config.data.name} '{config.data.category}': no {split} images")
+            raise UserError(f"{named}: no {split} images")
+    if not len(train):
+        raise UserError(
+            f"{named}: all {len(everything)} training images are defective, and method '{method}' "
+            "learns from good ones: add some or take a segmenter"
+        )
+    if method in SUPERVISED and not any(
+        mask.any() if train.is_decoded else mask for mask in train.mask
+    ):
+        raise UserError(
+            f"{named}: none of the {len(train)} training images has a mask, and method '{method}' "
+            "learns from masks: add defective ones (in folders to train/<defect>, their masks to "
+            "ground_truth/<defect>)"
+        )
+    left_out = len(everything) - len(train)
+    if left_out and distributed.is_first():
+        print(f"{named}: {left_out} defective training images are left out", flush=True)
     digest = hashlib.sha256()
     for name, image, mask in zip(train.filename, train.image, train.mask, strict=True):
         digest.update(repr((str(name), bytes(image), bytes(mask))).encode())

@@ -1,10 +1,11 @@
 """Folders in the layout of MVTec AD (Bergmann et al. 2019): good parts to learn from, a test set.
 
-<root>/<category>/train/good/<name>.<png, jpg, bmp or tif>
+<root>/<category>/train/<good or the name of a defect>/<name>.<png, jpg, bmp or tif>
 <root>/<category>/test/<good or the name of a defect>/<name>.<...>
 <root>/<category>/ground_truth/<defect>/<name>_mask.<...>
 
-What a mask holds, `builder.encode_mask` says.
+MVTec AD itself has no defective training images, which only a segmenter learns from. What a mask
+holds, `builder.encode_mask` says.
 """
 
 import functools
@@ -45,12 +46,13 @@ def load(data: ml_collections.ConfigDict, split: str) -> Examples:
 
     Args:
         data: `config.data`; reads `root`, `category`, `num_classes` and `cache_dir`.
-        split: 'train' (all of train/good) or 'test'.
+        split: 'train' or 'test'.
 
     Raises:
-        UserError: see `categories`; an unknown category; a train or test folder without images; an
-            image that cannot be read; a mask without an image, a defective image without its
-            mask, or a mask of another size or with a value that is no class.
+        UserError: see `categories`; an unknown category; no good training images, or a folder
+            without images; an image that cannot be read; a mask without an image or with two, a
+            defective image without its mask, or a mask of another size or with a value that is no
+            class.
     """
     known = categories(data.root)
     if data.category not in known:
@@ -58,20 +60,15 @@ def load(data: ml_collections.ConfigDict, split: str) -> Examples:
             f"no category '{data.category}' in {data.root}: there are {', '.join(known)}"
         )
     folder = _existing(data.root) / data.category
-    train = builder.list_images(folder / "train/good")
-    if not train:
+    if not builder.list_images(folder / "train/good"):
         raise UserError(f"no images in {folder / 'train/good'}: put good parts there")
-    test = []
-    for kind in _folders(folder / "test"):
-        test += builder.list_images(kind)
-        if not builder.list_images(kind):
-            raise UserError(f"no images in {kind}: put images there or remove the folder")
+    train, test = _images(folder / "train"), _images(folder / "test")
     if not test:
         raise UserError(f"no images in {folder / 'test'}/<good or a defect>: put test images there")
-    masks = _match_masks(folder, test)
+    masks = _match_masks(folder, [*train, *test])
     rows = functools.partial(_rows, folder, data.num_classes)
     prepared = builder.prepare(
-        {"train": lambda: rows(train, {}), "test": lambda: rows(test, masks)},
+        {"train": lambda: rows(train, masks), "test": lambda: rows(test, masks)},
         f"mvtec/{data.category}",
         builder.fingerprint(folder, [*train, *test, *masks.values()], data.num_classes),
         data.cache_dir,
@@ -93,8 +90,19 @@ def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(path for path in folder.glob("*") if path.is_dir())
 
 
+def _images(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Those of train or test."""
+    images = []
+    for kind in _folders(folder):
+        found = builder.list_images(kind)
+        if not found:
+            raise UserError(f"no images in {kind}: put images there or remove the folder")
+        images += found
+    return images
+
+
 def _match_masks(
-    folder: pathlib.Path, test: Iterable[pathlib.Path]
+    folder: pathlib.Path, images: Iterable[pathlib.Path]
 ) -> dict[pathlib.Path, pathlib.Path]:
     """Pairs each defective image with its mask."""
     masks: dict[tuple[str, str], pathlib.Path] = {}
@@ -103,23 +111,27 @@ def _match_masks(
             other = masks.setdefault((kind.name, path.stem.removesuffix("_mask")), path)
             if other != path:
                 raise UserError(f"masks {other} and {path} are of one image: remove one")
-    pairs = {}
-    for image in test:
+    owners: dict[pathlib.Path, pathlib.Path] = {}
+    for image in images:
         defect = image.parent.name
-        mask = masks.pop((defect, image.stem), None)
+        mask = masks.get((defect, image.stem))
         if mask is not None and defect == "good":
             raise UserError(f"good image {image} has a mask {mask}: remove it or move the image")
         if mask is not None:
-            pairs[image] = mask
+            other = owners.setdefault(mask, image)
+            if other != image:
+                raise UserError(
+                    f"mask {mask} is of {other} and of {image}: rename one and its mask"
+                )
         elif defect != "good":
             expected = folder / "ground_truth" / defect / f"{image.stem}_mask.png"
             raise UserError(f"image {image} has no mask: expected {expected}")
-    if masks:
-        (defect, stem), mask = min(masks.items())
-        raise UserError(
-            f"mask {mask} has no image: expected {folder / 'test' / defect / stem} and a suffix"
-        )
-    return pairs
+    for (defect, stem), mask in sorted(masks.items()):
+        if mask not in owners:
+            raise UserError(
+                f"mask {mask} has no image: expected {folder / 'test' / defect / stem} and a suffix"
+            )
+    return {image: mask for mask, image in owners.items()}
 
 
 def _rows(

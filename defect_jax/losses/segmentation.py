@@ -9,7 +9,7 @@ from defect_jax.ops.blur import gaussian_blur
 
 # Abraham and Khan 2019: what a missed pixel weighs (a false one weighs the rest), and the exponent.
 _MISSED_WEIGHT, _FOCUS = 0.7, 0.75
-# How much more a pixel on an outline weighs than one far from any, and how far that reaches.
+# How much more a pixel on a straight outline weighs than one far from any, and how far it reaches.
 _OUTLINE_WEIGHT, _OUTLINE_PIXELS = 10.0, 5.0
 
 
@@ -27,11 +27,12 @@ def cross_entropy(logits: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def outline_cross_entropy(logits: jax.Array, mask: jax.Array) -> jax.Array:
-    """Cross-entropy that weighs pixels near the outline of a defect up to eleven times.
+    """Cross-entropy that weighs pixels on the outline of a defect eleven times or more.
 
     After the weight map of Ronneberger et al. 2015, equation 2, which falls off with the distance
-    from the outline; here it is twice the difference of the foreground and its Gaussian blur, which
-    is 1 at a straight outline.
+    from the outline; here it is twice the difference of the foreground and its Gaussian blur. That
+    is 1 at a straight outline, more at corners and, up to 2, inside of what is smaller than the
+    blur, which weighs 21 times then.
 
     Args:
         logits: [B, H, W, K] float32, class 0 the background.

@@ -20,6 +20,9 @@ METHODS = {
     "adversarial_segmenter": adversarial_segmenter,
 }
 
+# These learn from masks; all others from good images alone.
+SUPERVISED = frozenset({"segmenter", "adversarial_segmenter"})
+
 
 def make_method(config: ml_collections.ConfigDict) -> Method:
     """Builds the method that `config.method.name` names.

@@ -199,8 +199,8 @@ class Calibrated:
     def compute(self) -> dict[str, Estimate]:
         """Returns `precision`, `recall`, `f1` and `false_alarm_rate` of the image decision.
 
-        With score maps also `iou`, `dice` and `iou_per_image` of the pixels above the threshold.
-        All in [0, 1]; NaN where undefined (the precision of a detector that flags nothing).
+        With score maps also what `Overlap.compute` returns of the pixels above the threshold. All
+        in [0, 1]; NaN where undefined (the precision of a detector that flags nothing).
         """
         hits, alarms, misses, passes = self.decisions.T
         overlap = {} if self.overlap is None else self.overlap.compute()

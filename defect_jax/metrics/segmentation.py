@@ -13,8 +13,9 @@ class Overlap:
     """Sums over images from which the foreground's IoU and Dice follow.
 
     Attributes:
-        sums: [1 + B, 5] float64, per resampling: pixels that are true positive, false positive
-            and false negative; the images' own IoU; images with foreground in mask or prediction.
+        sums: [1 + B, 6] float64, per resampling: pixels that are true positive, false positive
+            and false negative; the images' own IoU and Dice; images with foreground in mask or
+            prediction.
     """
 
     sums: np.ndarray
@@ -32,27 +33,27 @@ class Overlap:
         only_predicted = int(np.count_nonzero(predicted)) - both
         only_true = int(np.count_nonzero(true)) - both
         union = both + only_predicted + only_true
-        counts = np.array(
-            [both, only_predicted, only_true, both / union if union else 0, union > 0]
-        )
-        return cls(weights[:, None] * counts)
+        iou, dice = (both / union, 2 * both / (both + union)) if union else (0.0, 0.0)
+        sums = np.array([both, only_predicted, only_true, iou, dice, union > 0])
+        return cls(weights[:, None] * sums)
 
     def merge(self, other: "Overlap") -> "Overlap":
         """Returns the sums over the images of both."""
         return Overlap(self.sums + other.sums)
 
     def compute(self) -> dict[str, Estimate]:
-        """Returns `iou` and `dice` of all pixels pooled, and `iou_per_image`, all in [0, 1].
+        """Returns `iou`, `dice`, `iou_per_image` and `dice_per_image`, all in [0, 1].
 
-        The mean over images leaves out images without foreground in mask and prediction. NaN
-        where no image has any.
+        The first two are of all pixels pooled, the others means over images, which leave out
+        images without foreground in mask and prediction. NaN where no image has any.
         """
-        both, only_predicted, only_true, iou, images = self.sums.T
+        both, only_predicted, only_true, iou, dice, images = self.sums.T
         errors = only_predicted + only_true
         return {
             "iou": ratio(both, both + errors),
             "dice": ratio(2 * both, 2 * both + errors),
             "iou_per_image": ratio(iou, images),
+            "dice_per_image": ratio(dice, images),
         }
 
 
@@ -98,7 +99,7 @@ class Segmentation:
         return Segmentation(self.overlap.merge(other.overlap), by_class)
 
     def compute(self) -> dict[str, Estimate]:
-        """Returns `iou`, `dice` and `iou_per_image`, see `Overlap.compute`.
+        """Returns what `Overlap.compute` does of the foreground.
 
         Of several classes, where mixing them up costs the foreground nothing, each class's pooled
         IoU too, as `iou_class_<id>`.

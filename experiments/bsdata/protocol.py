@@ -43,6 +43,7 @@ FIGURES = {
     "iou": "foreground IoU, pooled",
     "dice": "Dice, pooled",
     "iou_per_image": "IoU, mean of images",
+    "dice_per_image": "Dice, mean of images",
     "iou_two_class": "IoU, mean of both classes",
     "iou_type 2": "foreground IoU, type 2",
     "iou_type 1": "foreground IoU, type 1",
@@ -50,6 +51,8 @@ FIGURES = {
     "dice_type 1": "Dice, type 1",
     "iou_per_image_type 2": "IoU, mean of images of type 2",
     "iou_per_image_type 1": "IoU, mean of images of type 1",
+    "dice_per_image_type 2": "Dice, mean of images of type 2",
+    "dice_per_image_type 1": "Dice, mean of images of type 1",
     "znet": "ZNet's IoU at 256x512",
     "object_recall": "recall of pits",
     "object_precision": "precision of pits",
@@ -61,6 +64,7 @@ BY_PITS = {
     "iou": "foreground IoU, images",
     "dice": "Dice, images",
     "iou_per_image": "IoU, mean of images",
+    "dice_per_image": "Dice, mean of images",
 }
 FIGURES |= {
     f"{figure}_{name}": f"{heading} with {name} px² of pits"

@@ -267,6 +267,8 @@ def test_json_that_is_not_labelme(data, root, content):
         ([[0, 0], [0, HEIGHT + 3], [5, 5]], "leaves the image"),
         ([[-3, 0], [5, 5], [0, 5]], "leaves the image"),
         ([[float("nan"), 0], [5, 5], [0, 5]], "leaves the image"),
+        ([[-1, 0], [-1, 5], [-1, 3]], "beside the image"),
+        ([[0, HEIGHT + 0.9], [5, HEIGHT + 0.9], [3, HEIGHT + 0.9]], "beside the image"),
     ],
 )
 def test_bad_polygon(data, root, polygon, found):

@@ -166,6 +166,29 @@ def test_defective_image_without_its_mask(data, root):
     assert str(root / "nut/ground_truth/crack/0_mask.png") in message
 
 
+def test_defective_training_images(data, root):
+    save(root / "nut/train/crack/9.png", shade(90))
+    save(root / "nut/ground_truth/crack/9_mask.png", shade(255))
+    train, test = mvtec.load(data, "train"), mvtec.load(data, "test")
+    assert train.filename[0] == "train/crack/9.png" and len(train) == 4
+    assert train.label.tolist() == [1, 0, 0, 0] and train.defect_type[0] == "crack"
+    assert (decode(train.mask[0]) == 1).all() and set(train.mask[1:]) == {b""}
+    assert len(test) == 3
+
+
+@pytest.mark.parametrize("name", ["train/crack/0.png", "test/crack/0.bmp"])
+def test_mask_of_two_images(data, root, name):
+    image = save(root / "nut" / name, shade(90))
+    message = one_line(data)
+    assert str(root / "nut/ground_truth/crack/0_mask.png") in message
+    assert str(image) in message and str(root / "nut/test/crack/0.png") in message
+
+
+def test_folder_without_training_images(data, root):
+    (root / "nut/train/dent").mkdir()
+    assert f"no images in {root / 'nut/train/dent'}" in one_line(data)
+
+
 @pytest.mark.parametrize("name", ["crack/7_mask.png", "dent/0_mask.png"])
 def test_mask_without_an_image(data, root, name):
     path = save(root / "nut/ground_truth" / name, shade(255))

@@ -30,6 +30,7 @@ def test_pooled_and_per_image_overlap_by_hand():
     assert result["iou"].value == pytest.approx(4 / 7)
     assert result["dice"].value == pytest.approx(8 / 11)
     assert result["iou_per_image"].value == pytest.approx((1 / 3 + 1 + 0) / 3)
+    assert result["dice_per_image"].value == pytest.approx((1 / 2 + 1 + 0) / 3)
 
 
 def test_samples_weigh_the_images():
@@ -37,6 +38,7 @@ def test_samples_weigh_the_images():
     np.testing.assert_allclose(result["iou"].samples, [3 / 6, 5 / 9])
     np.testing.assert_allclose(result["dice"].samples, [6 / 9, 10 / 14])
     np.testing.assert_allclose(result["iou_per_image"].samples, [1 / 4, (2 / 3 + 1) / 3])
+    np.testing.assert_allclose(result["dice_per_image"].samples, [1 / 4, (2 * 1 / 2 + 1) / 3])
 
 
 def test_of_several_classes_each_has_its_own_iou():
@@ -52,7 +54,8 @@ def test_of_several_classes_each_has_its_own_iou():
 
 def test_a_background_everywhere_prediction_scores_nothing():
     result = run(example([[0, 0]], [[0, 1]]), EMPTY | {"bootstrap": np.ones(1)})
-    assert result["iou"].value == result["dice"].value == result["iou_per_image"].value == 0
+    names = ("iou", "dice", "iou_per_image", "dice_per_image")
+    assert [result[name].value for name in names] == [0] * 4
 
 
 def test_without_any_foreground_overlap_is_undefined():
