@@ -27,6 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.frame_height = 256
     config.data.image_size = (192, 192)
     config.data.defect_share = 0.4
+    config.data.balance_types = True  # else five in six show type 2
     config.data.hard_share = 0.3
 
     config.method.patch_size = 2

@@ -8,7 +8,7 @@ Which crop stands at a place of the stream is a function of (seed, place) and of
 a defect alone. Decoded frames stay in the host's memory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import ml_collections
@@ -22,7 +22,7 @@ from defect_jax.errors import UserError
 from defect_jax.ops.objects import label_regions
 
 # What random numbers are drawn for.
-_CENTRED, _DEFECTIVE, _WINDOW, _DONOR, _MISTAKE = range(5)
+_CENTRED, _DEFECTIVE, _WINDOW, _DONOR, _MISTAKE, _TYPE = range(6)
 
 
 class Frame(NamedTuple):
@@ -31,37 +31,43 @@ class Frame(NamedTuple):
     image: np.ndarray
     mask: np.ndarray
     defects: list[np.ndarray]
+    defect_type: str
 
 
 def order(
-    config: ml_collections.ConfigDict, has_defect: np.ndarray, places: np.ndarray
+    config: ml_collections.ConfigDict,
+    num_examples: int,
+    groups: Sequence[np.ndarray],
+    places: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which example is cropped at each place of the stream, and whether around a defect.
 
     Args:
         config: reads `seed` and `data.defect_share`, the share of crops around a defect.
-        has_defect: [N] bool, of each example.
+        num_examples: how many there are.
+        groups: numbers of the defective ones, in groups that are drawn from equally often.
         places: [steps, b], as `pipeline.train_order` gives them.
 
     Returns:
         Numbers of examples int32, and booleans, both like `places`. Crops around a defect go
-        through the defective examples in an order of their own, one permutation after another; the
-        others through all examples.
+        through each group in an order of its own, one permutation after another; the others
+        through all examples.
 
     Raises:
         UserError: crops around defects are asked for, and no example has any.
     """
     share = config.data.defect_share
-    if share and not has_defect.any():
+    if share and not groups:
         raise UserError(f"data.defect_share is {share}, but no training image has a defect: set 0")
     count = int(places.max()) + 1
     centred = _generator(config, _CENTRED).random(count) < share
-    own_seed = int(_generator(config, _DEFECTIVE).integers(2**32))
+    seeds = _generator(config, _DEFECTIVE).integers(2**32, size=len(groups))
+    drawn = _generator(config, _TYPE).integers(max(1, len(groups)), size=count)
+    streams = [(~centred, np.arange(num_examples), config.seed)]
+    for number, (group, seed) in enumerate(zip(groups, seeds, strict=True)):
+        streams.append((centred & (drawn == number), group, int(seed)))
     numbers = np.empty(count, np.int32)
-    for chosen, group, seed in (
-        (centred, np.flatnonzero(has_defect), own_seed),
-        (~centred, np.arange(len(has_defect)), config.seed),
-    ):
+    for chosen, group, seed in streams:
         length = int(np.count_nonzero(chosen))
         if length:  # without crops around defects there may be no defect to go round
             numbers[chosen] = group[pipeline.batch_indices(seed, len(group), 1, 0, length)[:, 0]]
@@ -93,7 +99,8 @@ def train_crops(
 
     Args:
         config: reads `seed`, `data.image_size` (of a crop), `data.channels`,
-            `data.frame_height`, `data.defect_share`, `augment.paste_probability` and
+            `data.frame_height`, `data.defect_share`, `data.balance_types` (whether the crops around
+            a defect show each `defect_type` equally often), `augment.paste_probability` and
             `augment.paste_size`.
         frames: of all examples.
         places: [steps, b] of the stream.
@@ -108,8 +115,8 @@ def train_crops(
     Raises:
         UserError: see `order`; or no defect fits into a patch.
     """
-    has_defect = np.array([bool(frame.defects) for frame in frames])
-    numbers, centred = order(config, has_defect, places)
+    groups = _groups(frames, config.data.balance_types)
+    numbers, centred = order(config, len(frames), groups, places)
     donors = _donors(frames, config.augment) if config.augment.paste_probability else None
     hard = _is_hard(config, places) & bool(len(mistakes))
     for row, *choices in zip(places, numbers, centred, hard, strict=True):
@@ -155,7 +162,15 @@ def _decode(data: ml_collections.ConfigDict, examples: Examples, number: int) ->
     components, count = label_regions(mask)
     defects = [np.argwhere(components == one) for one in range(1, count + 1)]
     image = pipeline.fitted_image(data, examples, number)
-    return Frame(pipeline.pad_to(image, size), pipeline.pad_to(mask, size, "constant"), defects)
+    padded = pipeline.pad_to(image, size), pipeline.pad_to(mask, size, "constant")
+    return Frame(*padded, defects, str(examples.defect_type[number]))
+
+
+def _groups(frames: list[Frame], by_type: bool) -> list[np.ndarray]:
+    """The numbers of the frames with a defect, all together or those of each type."""
+    numbers = np.array([n for n, frame in enumerate(frames) if frame.defects], int)
+    types = np.array([frames[n].defect_type if by_type else "any" for n in numbers])
+    return [numbers[types == name] for name in np.unique(types)]
 
 
 def _crop(

@@ -37,6 +37,7 @@ def spotted(*spots: tuple[int, int]) -> np.ndarray:
 def config() -> ml_collections.ConfigDict:
     config = bsdata_residual_unet.get_config()
     config.data.update(image_size=(SIZE, SIZE), frame_height=0, defect_share=2 / 3, hard_share=0.0)
+    config.data.balance_types = False
     config.train.batch_size = 8
     config.augment.paste_probability = 0.0
     return config
@@ -58,7 +59,7 @@ def train_crops(config, examples, places, mistakes=()):
 
 
 def test_the_share_of_crops_around_a_defect(config, examples):
-    numbers, centred = crops.order(config, examples.label, places(config, 250))
+    numbers, centred = crops.order(config, 6, [np.array([0, 1, 5])], places(config, 250))
     assert abs(centred.mean() - 2 / 3) < 0.03
     assert set(numbers[centred]) == {0, 1, 5}  # in turns, so equally often
     counts = np.bincount(numbers[centred])[[0, 1, 5]]
@@ -67,16 +68,43 @@ def test_the_share_of_crops_around_a_defect(config, examples):
     assert len(counts) == 6 and counts.max() - counts.min() <= 1
 
 
+@pytest.mark.parametrize("balance", [False, True])
+def test_crops_around_each_type_of_defect_are_balanced(config, balance):
+    """One of five defective images is a dent: half of the crops around a defect show it, or one
+    in five. Which crops these are does not depend on it, and neither do the others.
+    """
+    masks = [spotted((20, 30))] * 5 + [spotted()] * 3
+    kinds = np.array(["pit", "pit", "dent", "pit", "pit", "good", "good", "good"])
+    examples = dataclasses.replace(make_examples(masks), defect_type=kinds)
+    config.data.balance_types = balance
+    shown, labels = [], []
+    stream = pipeline.train_order(config, len(masks), 0, 250)[1]
+    for batch in train_crops(config, examples, stream):
+        shown += batch["image"][:, 0, 0, 0].tolist()
+        labels += batch["label"].tolist()
+    _, centred = crops.order(config, len(masks), [np.arange(5)], stream)
+    around = np.array(shown)[centred.ravel()]
+    assert np.array(labels)[centred.ravel()].all()
+    counts = np.bincount(around, minlength=5)
+    assert counts[2] / len(around) == pytest.approx(0.5 if balance else 0.2, abs=0.03)
+    pits = np.delete(counts, 2)
+    assert len(counts) == 5 and pits.max() - pits.min() <= 1
+    others = np.bincount(np.array(shown)[~centred.ravel()])
+    assert len(others) == 8 and others.max() - others.min() <= 1
+
+
 def test_the_random_choices_of_crops_share_no_stream(config):
     """Else, say, the defective frames would come in the order of one of the epochs."""
     config.data.defect_share = 1.0
-    all_of_40 = np.ones(40, bool)
+    all_of_40 = np.arange(40)
     stream = np.arange(40)[None]
-    own, _ = crops.order(config, all_of_40, stream)
+    own, _ = crops.order(config, 40, [all_of_40], stream)
     epochs = [pipeline.batch_indices(config.seed, 40, 40, n, n + 1)[0] for n in range(6)]
     assert not any((own[0] == epoch).mean() > 0.3 for epoch in epochs)
     config.data.defect_share = 0.5
-    _, centred = crops.order(config, all_of_40, stream)
+    _, centred = crops.order(config, 40, [all_of_40], stream)
+    _, halved = crops.order(config, 40, [all_of_40[:20], all_of_40[20:]], stream)
+    np.testing.assert_array_equal(centred, halved)
     for purpose in range(6):
         coin = np.random.default_rng([config.seed, purpose]).random(40) < 0.5
         assert (coin == centred[0]).mean() < 0.8
@@ -84,7 +112,7 @@ def test_the_random_choices_of_crops_share_no_stream(config):
 
 def test_crops_are_windows_and_those_around_a_defect_have_one(config, examples):
     stream = places(config, 40)
-    numbers, centred = crops.order(config, examples.label, stream)
+    numbers, centred = crops.order(config, 6, [np.array([0, 1, 5])], stream)
     corners = []
     for batch, row, on in zip(train_crops(config, examples, stream), numbers, centred, strict=True):
         for image, mask, number, is_centred in zip(*batch_of(batch), row, on, strict=True):
@@ -105,7 +133,7 @@ def test_a_share_of_the_crops_lies_around_mistakes(config, examples):
     config.data.hard_share = 0.5
     plain = train_crops(config, examples, stream)
     hard = train_crops(config, examples, stream, [(2, 11, 31), (4, 0, 59)])
-    _, centred = crops.order(config, examples.label, stream)
+    _, centred = crops.order(config, 6, [np.array([0, 1, 5])], stream)
     moved = []
     for without, batch, on in zip(plain, hard, centred, strict=True):
         for before, after, around_defect in zip(without["image"], batch["image"], on, strict=True):
@@ -195,7 +223,7 @@ def test_small_frames_are_continued(config):
 
 def test_no_defect_to_crop_is_told(config):
     with pytest.raises(UserError, match=r"data\.defect_share is 0\.66.*no training image"):
-        crops.order(config, np.zeros(4, np.int32), places(config, 1))
+        crops.order(config, 4, [], places(config, 1))
 
 
 def test_no_defect_that_fits_a_patch_is_told(config, examples):
