@@ -30,7 +30,6 @@ from defect_jax.devices import AXIS
 from defect_jax.errors import UserError
 from defect_jax.method import Batch, Method, Metrics, Phase, State
 from defect_jax.methods import make_method
-from defect_jax.ops import tiles
 from defect_jax.paths import to_writable_path, write_atomically
 
 # Long enough that dispatching costs nothing, short enough that a run can be stopped.
@@ -125,22 +124,11 @@ def check_steps(config: ml_collections.ConfigDict, method: Method) -> None:
         step = jax.vmap(phase.train_step, in_axes=(None, 0), out_axes=None, axis_name=AXIS)
         jax.eval_shape(step, state, shapes(count, config.train.batch_size // count))
     batch: Any = shapes(config.eval.batch_size)
-    if config.data.fit != "crop":
-        jax.eval_shape(method.predict, state, batch)
-        return
-    image = batch["image"]
-    for more in (0, tiles.GRID):  # what takes both sizes also takes a tile's place on the grid
-        height, width = (side + more for side in config.eval.tile)
-        shape = (image.shape[0], height, width, image.shape[-1])
-        batch["image"] = jax.ShapeDtypeStruct(shape, image.dtype)
-        try:
-            jax.eval_shape(method.predict, state, batch)
-        except UserError as error:
-            if not more:
-                raise
-            raise UserError(
-                f"tiles lie {tiles.GRID} pixels apart or multiples of it: {error}"
-            ) from error
+    if config.data.fit == "crop":
+        image, tile = batch["image"], config.eval.tile
+        shape = (image.shape[0], *tile, image.shape[-1])
+        batch = {"image": jax.ShapeDtypeStruct(shape, image.dtype), "index": batch["index"]}
+    jax.eval_shape(method.predict, state, batch)
 
 
 def phase_ends(config: ml_collections.ConfigDict, method: Method) -> list[int]:

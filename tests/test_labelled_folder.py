@@ -123,5 +123,5 @@ def test_a_network_that_tiles_cannot_lie_right_for(depth, patch_size, side):
     config.method.update(width=4, depth=depth, patch_size=patch_size, supervised_levels=1)
     config.augment.paste_probability = 0.0
     config.eval.update(tile=(side, side), overlap=0)
-    with pytest.raises(UserError, match="tiles lie 32 pixels apart or multiples of it: "):
+    with pytest.raises(UserError, match=f"needs multiples of {patch_size * 2**depth}: lower"):
         run.check(config)

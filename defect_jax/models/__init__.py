@@ -18,6 +18,7 @@ from defect_jax.models.autoencoder import Autoencoder, Stages
 from defect_jax.models.red_net import RedNet
 from defect_jax.models.unet import UNet
 from defect_jax.models.znet import ZNet
+from defect_jax.ops import tiles
 
 
 def _dtype(config: ml_collections.ConfigDict) -> Any:
@@ -74,12 +75,22 @@ def _red_net(config: ml_collections.ConfigDict) -> nn.Module:
     return RedNet(config.data.channels, _size(config, "code_dim"), skips, **_shared(config))
 
 
-def _unet(config: ml_collections.ConfigDict, channels: int, **more: Any) -> nn.Module:
+def _unet(
+    config: ml_collections.ConfigDict, channels: int, patch_size: int = 1, **more: Any
+) -> nn.Module:
+    depth = _size(config, "depth")
+    step = patch_size * 2**depth
+    if config.data.fit == "crop" and tiles.GRID % step:
+        raise UserError(
+            f"method.depth is {depth}: tiles begin at multiples of {tiles.GRID} pixels, but a unet "
+            f"of {depth} halvings and patches of {patch_size} needs multiples of {step}: lower it"
+        )
     return UNet(
         width=_size(config, "width"),
-        depth=_size(config, "depth"),
+        depth=depth,
         num_classes=channels,
         normalization=field(config.method, "normalization", "method"),
+        patch_size=patch_size,
         **more,
         **_shared(config),
     )
@@ -89,9 +100,9 @@ def _segmenting_unet(config: ml_collections.ConfigDict) -> nn.Module:
     return _unet(
         config,
         config.data.num_classes,
+        _size(config, "patch_size"),
         residual=field(config.method, "residual", "method"),
         supervised_levels=_size(config, "supervised_levels"),
-        patch_size=_size(config, "patch_size"),
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from defect_jax.errors import UserError
 
 # Tiles begin at multiples of this, so that a network that halves an image up to five times halves
-# a tile at the same pixels; others are refused, see `train.check_steps`.
+# a tile at the same pixels; a U-Net of other steps is refused (see `models`).
 GRID = 32
 
 
