@@ -1,7 +1,10 @@
 """Folders whose training images have defects of several classes, drawn here."""
 
 import csv
+import dataclasses
+import io
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from PIL import Image
 from configs import bsdata_residual_unet, bsdata_unet, mvtec_autoencoder
 from defect_jax import run
 from defect_jax.data import datasets, mvtec
+from defect_jax.data.examples import Examples
 from defect_jax.errors import UserError
 from defect_jax.evaluate import evaluate
 from defect_jax.train import train
@@ -86,27 +90,55 @@ def test_other_methods_learn_from_the_good_ones(rebuilding, tmp_path, capsys):
     assert len(datasets.load_split(config, "test")) == 6
 
 
-def keep(label: int, monkeypatch) -> None:
-    """Leaves the dataset images of this label alone."""
+@pytest.fixture
+def changed(monkeypatch):
+    """Has the dataset deliver what a function makes of its examples."""
 
-    def load(data, split):
-        examples = mvtec.load(data, split)
-        return examples.take(np.flatnonzero(examples.label == label))
+    def changed(change: Callable[[Examples], Examples]) -> None:
+        dataset = datasets.Dataset(
+            lambda data, split: change(mvtec.load(data, split)), lambda data: ["plate"], False
+        )
+        monkeypatch.setitem(datasets.DATASETS, "mvtec", dataset)
 
-    dataset = datasets.Dataset(load, lambda data: ["plate"], False)
-    monkeypatch.setitem(datasets.DATASETS, "mvtec", dataset)
+    return changed
 
 
-def test_a_segmenter_without_a_mask_to_learn_from(segmenting, monkeypatch):
-    keep(0, monkeypatch)
-    with pytest.raises(UserError, match=r"none of the 5 training images has a mask, .*'segmenter'"):
+def test_a_segmenter_without_a_mask_to_learn_from(segmenting, changed):
+    changed(lambda examples: examples.take(np.flatnonzero(examples.label == 0)))
+    with pytest.raises(UserError, match=r"none of the 5 training images shows .*'segmenter'"):
         datasets.check_splits(segmenting)
 
 
-def test_a_method_without_a_good_part_to_learn_from(rebuilding, monkeypatch):
-    keep(1, monkeypatch)
+def test_a_mask_that_is_all_black_is_none(segmenting, changed):
+    file = io.BytesIO()
+    Image.new("L", (SIDE, SIDE)).save(file, "PNG")
+
+    def blacken(examples: Examples) -> Examples:
+        masks = [file.getvalue() if mask else mask for mask in examples.mask]
+        return dataclasses.replace(examples, mask=np.array(masks, object))
+
+    changed(blacken)
+    with pytest.raises(UserError, match=r"none of the 15 training images shows .*'segmenter'"):
+        datasets.check_splits(segmenting)
+
+
+def test_a_method_without_a_good_part_to_learn_from(rebuilding, changed):
+    changed(lambda examples: examples.take(np.flatnonzero(examples.label == 1)))
     with pytest.raises(UserError, match=r"all 10 training images are defective, .*'autoencoder'"):
         datasets.check_splits(rebuilding)
+
+
+def test_a_segmenter_takes_one_good_part(segmenting, rebuilding, changed):
+    """To validate on, where defective ones are left to learn from."""
+
+    def first_good(examples: Examples) -> Examples:
+        good = np.flatnonzero(examples.label == 0)
+        return examples.take(np.setdiff1d(np.arange(len(examples)), good[1:]))
+
+    changed(first_good)
+    assert datasets.draw_validation(segmenting) == ("train/good/train_0.png",)
+    with pytest.raises(UserError, match=r"has 1 good training images: .* leaves none"):
+        datasets.draw_validation(rebuilding)
 
 
 def test_false_alarms_are_a_segmenter_s_to_learn_from(rebuilding):
@@ -123,5 +155,5 @@ def test_a_network_that_tiles_cannot_lie_right_for(depth, patch_size, side):
     config.method.update(width=4, depth=depth, patch_size=patch_size, supervised_levels=1)
     config.augment.paste_probability = 0.0
     config.eval.update(tile=(side, side), overlap=0)
-    with pytest.raises(UserError, match=f"needs multiples of {patch_size * 2**depth}: lower"):
+    with pytest.raises(UserError, match=rf"no multiples of .* = {patch_size * 2**depth}: "):
         run.check(config)

@@ -26,7 +26,10 @@ _CENTRED, _DEFECTIVE, _WINDOW, _DONOR, _MISTAKE, _TYPE = range(6)
 
 
 class Frame(NamedTuple):
-    """A decoded example: image uint8 [h, w, C], mask uint8 [h, w], defects' pixels, each [n, 2]."""
+    """A decoded example: image uint8 [h, w, C], mask uint8 [h, w], defects' pixels, each [n, 2].
+
+    And its defect type, as `Examples` has it.
+    """
 
     image: np.ndarray
     mask: np.ndarray
@@ -169,7 +172,9 @@ def _decode(data: ml_collections.ConfigDict, examples: Examples, number: int) ->
 def _groups(frames: list[Frame], by_type: bool) -> list[np.ndarray]:
     """The numbers of the frames with a defect, all together or those of each type."""
     numbers = np.array([n for n, frame in enumerate(frames) if frame.defects], int)
-    types = np.array([frames[n].defect_type if by_type else "any" for n in numbers])
+    if not by_type:
+        return [numbers] if len(numbers) else []
+    types = np.array([frames[n].defect_type for n in numbers])
     return [numbers[types == name] for name in np.unique(types)]
 
 

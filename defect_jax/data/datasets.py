@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 
 from defect_jax import distributed
-from defect_jax.data import arrays
+from defect_jax.data import arrays, pipeline
 from defect_jax.data.examples import Examples, concatenate
 from defect_jax.errors import UserError, lookup, require
 from defect_jax.methods import SUPERVISED
@@ -123,7 +123,7 @@ def draw_validation(config: ml_collections.ConfigDict) -> tuple[str, ...]:
     if not len(names):
         return ()
     count = max(1, round(fraction * len(names)))
-    if count >= len(names):
+    if count >= len(_to_learn_from(config, train)):
         raise UserError(
             f"{config.data.name} '{config.data.category}' has {len(names)} good training images: "
             f"holding out {count} for validation leaves none"
@@ -190,13 +190,12 @@ def check_splits(config: ml_collections.ConfigDict) -> str:
             f"{named}: all {len(everything)} training images are defective, and method '{method}' "
             "learns from good ones: add some or take a segmenter"
         )
-    if method in SUPERVISED and not any(
-        mask.any() if train.is_decoded else mask for mask in train.mask
-    ):
+    defective = np.flatnonzero(train.label).tolist()
+    if method in SUPERVISED and not any(pipeline.native_mask(train, n).any() for n in defective):
         raise UserError(
-            f"{named}: none of the {len(train)} training images has a mask, and method '{method}' "
-            "learns from masks: add defective ones (in folders to train/<defect>, their masks to "
-            "ground_truth/<defect>)"
+            f"{named}: none of the {len(train)} training images shows a defect in a mask, which "
+            f"method '{method}' learns from: add some (in folders to train/<defect>, their masks "
+            "to ground_truth/<defect>)"
         )
     left_out = len(everything) - len(train)
     if left_out and distributed.is_first():

@@ -121,15 +121,19 @@ def _match_masks(
             other = owners.setdefault(mask, image)
             if other != image:
                 raise UserError(
-                    f"mask {mask} is of {other} and of {image}: rename one and its mask"
+                    f"mask {mask} is of both {other} and {image}: give one another name and a "
+                    "mask of its own"
                 )
         elif defect != "good":
             expected = folder / "ground_truth" / defect / f"{image.stem}_mask.png"
-            raise UserError(f"image {image} has no mask: expected {expected}")
+            raise UserError(
+                f"image {image} has no mask: expected {expected}, or move the image elsewhere"
+            )
     for (defect, stem), mask in sorted(masks.items()):
         if mask not in owners:
             raise UserError(
-                f"mask {mask} has no image: expected {folder / 'test' / defect / stem} and a suffix"
+                f"mask {mask} has no image: expected {folder / 'test' / defect / stem} and a "
+                "suffix, or the same in train"
             )
     return {image: mask for mask, image in owners.items()}
 

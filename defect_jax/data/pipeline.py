@@ -52,6 +52,11 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"{name} is {share}: it must lie between 0 and 1")
         if share and data.fit != "crop":
             raise UserError(f"{name} is {share} with data.fit '{data.fit}': it needs 'crop'")
+    if data.balance_types and not data.defect_share:
+        raise UserError(
+            "data.balance_types is True, but data.defect_share is 0, so no crops lie around a "
+            "defect: set data.balance_types to False"
+        )
     if data.defect_share + data.hard_share > 1:
         raise UserError(
             f"data.defect_share is {data.defect_share} and data.hard_share {data.hard_share}: "

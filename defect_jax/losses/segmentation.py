@@ -27,12 +27,12 @@ def cross_entropy(logits: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def outline_cross_entropy(logits: jax.Array, mask: jax.Array) -> jax.Array:
-    """Cross-entropy that weighs pixels on the outline of a defect eleven times or more.
+    """Cross-entropy that weighs pixels near the outline of a defect about eleven times.
 
     After the weight map of Ronneberger et al. 2015, equation 2, which falls off with the distance
     from the outline; here it is twice the difference of the foreground and its Gaussian blur. That
-    is 1 at a straight outline, more at corners and, up to 2, inside of what is smaller than the
-    blur, which weighs 21 times then.
+    is 1 at a straight outline, less outside of corners and of what is smaller than the blur, and
+    more inside of it, up to 2.
 
     Args:
         logits: [B, H, W, K] float32, class 0 the background.

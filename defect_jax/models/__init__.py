@@ -82,8 +82,9 @@ def _unet(
     step = patch_size * 2**depth
     if config.data.fit == "crop" and tiles.GRID % step:
         raise UserError(
-            f"method.depth is {depth}: tiles begin at multiples of {tiles.GRID} pixels, but a unet "
-            f"of {depth} halvings and patches of {patch_size} needs multiples of {step}: lower it"
+            f"method.depth is {depth} with patches of {patch_size} pixels: tiles begin at "
+            f"multiples of {tiles.GRID}, which are no multiples of {patch_size} * 2^{depth} = "
+            f"{step}: choose others"
         )
     return UNet(
         width=_size(config, "width"),

@@ -18,13 +18,12 @@ from defect_jax.data import datasets, pipeline
 from defect_jax.data.examples import Examples
 from defect_jax.errors import UserError
 from defect_jax.evaluate import check_defect_fields, make_predict, predictions
-from defect_jax.methods import make_method
+from defect_jax.methods import SUPERVISED, make_method
 from defect_jax.metrics import Example, bootstrap_weights
 from defect_jax.ops.objects import remove_small
 from defect_jax.train import phase_ends
 
 BOOTSTRAP_SAMPLES = 1000
-SEGMENTERS = ("segmenter", "adversarial_segmenter")  # whose score maps are log-odds
 
 
 class Entry(NamedTuple):
@@ -196,10 +195,10 @@ def average(together: Sequence[Example], min_log_odds: float, min_area: int) -> 
 
 
 def _check(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    if config.data.name != "bsdata" or config.method.name not in SEGMENTERS:
+    if config.data.name != "bsdata" or config.method.name not in SUPERVISED:
         raise UserError(
             f"{folder} is a run of '{config.method.name}' on '{config.data.name}': give runs of "
-            f"{' or '.join(SEGMENTERS)} on bsdata"
+            f"{' or '.join(sorted(SUPERVISED))} on bsdata"
         )
     if config.method.smoothing:
         raise UserError(

@@ -38,10 +38,9 @@ from defect_jax.data.examples import Examples
 from defect_jax.errors import UserError, require
 from defect_jax.evaluate import Predict, at_native_size, make_predict, predictions
 from defect_jax.method import State
-from defect_jax.methods import make_method
+from defect_jax.methods import SUPERVISED, make_method
 from defect_jax.metrics import Example
 from defect_jax.ops import tiles
-from experiments.bsdata import ensemble
 from experiments.scaling import Point, alone, peak_bytes
 
 FRESH: dict[str, Callable[[], ml_collections.ConfigDict]] = {
@@ -64,7 +63,7 @@ def open_network(source: str) -> tuple[ml_collections.ConfigDict, State | None]:
     if source in FRESH:
         return FRESH[source](), None
     run = checkpoint.load_run(source)
-    require(run.config.method.name, ensemble.SEGMENTERS, f"method of {source}")
+    require(run.config.method.name, SUPERVISED, f"method of {source}")
     return run.config, run.state
 
 

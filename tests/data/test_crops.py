@@ -255,6 +255,12 @@ def test_shares_of_more_than_all_are_told(config):
         pipeline.check(config)
 
 
+def test_types_to_balance_without_crops_around_defects_are_told(config):
+    config.data.update(balance_types=True, defect_share=0.0)
+    with pytest.raises(UserError, match=r"balance_types is True, but data\.defect_share is 0"):
+        pipeline.check(config)
+
+
 def test_a_patch_larger_than_the_crop_is_told(config):
     config.augment.paste_probability = 0.5
     with pytest.raises(UserError, match=r"paste_size is 64: .* 16x16"):
