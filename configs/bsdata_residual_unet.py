@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.patch_size = 2
     config.method.residual = True
     config.method.supervised_levels = 3
-    config.method.losses = ("cross_entropy", "batch_dice")
+    config.method.losses = ("cross_entropy", "focal_tversky")
 
     config.augment.rotation = 15.0
     config.augment.min_crop = 0.7
