@@ -89,7 +89,7 @@ def test_with_a_weight_of_zero_it_is_the_plain_segmenter(watched, batch):
             getattr(state, name)["generator"],
             getattr(plain, name),
         )
-    for name in ("loss", "cross_entropy", "batch_dice"):
+    for name in ("loss", "cross_entropy", "focal_tversky"):
         np.testing.assert_allclose(metrics[name], plain_metrics[name], rtol=1e-4)
     one, other = (m.predict(s, batch) for m, s in ((method, state), (plain_method, plain)))
     for name in ("score", "score_map", "mask_logits"):
@@ -130,7 +130,7 @@ def test_a_weight_pulls_the_segmenter_to_masks_that_are_taken_for_drawn(watched,
 
 def test_the_loss_is_that_of_the_pixels_and_of_the_game(pulled):
     metrics = pulled[1](20)[1]
-    parts = metrics["cross_entropy"] + metrics["batch_dice"] + 3.0 * metrics["adversarial"]
+    parts = metrics["cross_entropy"] + metrics["focal_tversky"] + 3.0 * metrics["adversarial"]
     np.testing.assert_allclose(metrics["generator_loss"], parts, rtol=1e-5)
     np.testing.assert_array_equal(metrics["loss"], metrics["generator_loss"])
 
