@@ -390,4 +390,7 @@ def test_runs_that_cannot_be_measured_are_named(runs, tmp_path):
         config = json.loads((other / "config.json").read_text())
         config["method"][field] = value
         (other / "config.json").write_text(json.dumps(config))
-        fails(other, "give runs of segmenter" if field == "name" else "smoothing")
+        fails(
+            other,
+            "give runs of adversarial_segmenter or segmenter" if field == "name" else "smoothing",
+        )

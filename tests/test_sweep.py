@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,14 +52,22 @@ def module():
 
 @pytest.fixture(scope="module")
 def arguments(mvtec_root, prepared, tmp_path_factory):
-    """The command line of a small sweep into a folder."""
-    path = tmp_path_factory.mktemp("configs") / "small.py"
+    """The command line of a small sweep into a folder, over images of which one has a mask."""
+    folder = tmp_path_factory.mktemp("configs")
+    path, root = folder / "small.py", folder / "root"
     path.write_text(SMALL)
+    shutil.copytree(mvtec_root, root)
+    (root / "part/train/spot").mkdir()
+    for source, copy in (
+        ("test/spot/000.png", "train/spot/100.png"),
+        ("ground_truth/spot/000_mask.png", "ground_truth/spot/100_mask.png"),
+    ):
+        shutil.copy(root / "part" / source, root / "part" / copy)
 
     def arguments(out, *more, categories="part", seeds="0,1"):
         return [
             *(f"--configs={path}", f"--categories={categories}", f"--seeds={seeds}"),
-            *(f"--out={out}", f"--set=data.root={mvtec_root}", f"--set=data.cache_dir={prepared}"),
+            *(f"--out={out}", f"--set=data.root={root}", f"--set=data.cache_dir={prepared}"),
             *("--set", "data.image_size=32,64", *more),
         ]
 
