@@ -42,6 +42,25 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"data.frame_height is {data.frame_height} with data.fit '{data.fit}': choose 0, or "
             f"with 'crop' at least the height of a crop, data.image_size[0] = {least}"
         )
+    _check_shares(data, augmentation)
+    if data.fit == "crop":
+        require(data.cache, ("auto", "memory"), "data.cache for data.fit 'crop'")
+        tile, overlap = field(config.eval, "tile", "eval"), field(config.eval, "overlap", "eval")
+        if len(tile) != 2:
+            raise UserError(f"eval.tile is {tuple(tile)}: it must be a height and a width")
+        tiles.corners((tile[0], tile[1]), (tile[0], tile[1]), overlap)  # which tells what is wrong
+    if not augmentation.paste_probability:
+        return
+    size = field(augmentation, "paste_size", "augment")
+    if not 3 <= size <= min(data.image_size):
+        raise UserError(
+            f"augment.paste_size is {size}: it must lie between 3 and the sides "
+            f"of data.image_size, {data.image_size[0]}x{data.image_size[1]}"
+        )
+
+
+def _check_shares(data: ml_collections.ConfigDict, augmentation: ml_collections.ConfigDict) -> None:
+    """Of the crops that lie around something, or get something pasted."""
     cropped = {
         "data.defect_share": data.defect_share,
         "data.hard_share": data.hard_share,
@@ -61,20 +80,6 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f"data.defect_share is {data.defect_share} and data.hard_share {data.hard_share}: "
             "together they must be at most 1"
-        )
-    if data.fit == "crop":
-        require(data.cache, ("auto", "memory"), "data.cache for data.fit 'crop'")
-        tile, overlap = field(config.eval, "tile", "eval"), field(config.eval, "overlap", "eval")
-        if len(tile) != 2:
-            raise UserError(f"eval.tile is {tuple(tile)}: it must be a height and a width")
-        tiles.corners((tile[0], tile[1]), (tile[0], tile[1]), overlap)  # which tells what is wrong
-    if not augmentation.paste_probability:
-        return
-    size = field(augmentation, "paste_size", "augment")
-    if not 3 <= size <= min(data.image_size):
-        raise UserError(
-            f"augment.paste_size is {size}: it must lie between 3 and the sides "
-            f"of data.image_size, {data.image_size[0]}x{data.image_size[1]}"
         )
 
 
