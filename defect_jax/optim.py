@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+import optax.contrib
 
 from defect_jax.errors import UserError, lookup, require_within
 from defect_jax.method import State
@@ -30,8 +31,21 @@ def _cosine(learning_rate: float, steps: int, **_) -> optax.Schedule:
 
 SCHEDULES = {"constant": _constant, "step": _step, "cosine": _cosine}
 
+
+def _muon(b1: float, b2: float) -> optax.GradientTransformation:
+    # The learning rate of -1 leaves the sign to `make_optimizer`, as `optax.scale_by_adam` does.
+    return optax.contrib.muon(
+        -1.0,
+        adam_b1=b1,
+        adam_b2=b2,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=_as_matrices,
+    )
+
+
 OPTIMIZERS = {
     "adam": lambda b1, b2: optax.scale_by_adam(b1=b1, b2=b2),
+    "muon": _muon,
     "sgd": lambda b1, b2: optax.trace(decay=b1),
 }
 # Of what may be no less than 0.
@@ -84,9 +98,14 @@ def make_optimizer(
     """Clipping, the named optimizer, decoupled weight decay, schedule and parameter average.
 
     Args:
-        config: `config.optimizer`. `clip_norm` 0 is off; `weight_decay` is decoupled (Loshchilov
-            & Hutter 2019, so 'adam' with a weight decay is AdamW) and leaves vectors (biases,
-            scales) alone; `ema_decay` 0 is off.
+        config: `config.optimizer`. `name` is 'adam' (Kingma & Ba 2015), 'sgd' with momentum `b1`,
+            or 'muon' (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): the momentum
+            of each kernel, as a matrix of inputs by outputs, is brought near to an orthogonal one,
+            of root mean square 0.2 as steps of Adam have it (Liu et al. 2025,
+            https://arxiv.org/abs/2502.16982, section 2.2), and vectors take Adam's steps with
+            Nesterov's momentum. `clip_norm` 0 is off; `weight_decay` is decoupled (Loshchilov &
+            Hutter 2019, so 'adam' with a weight decay is AdamW) and leaves vectors (biases, scales)
+            alone; `ema_decay` 0 is off.
         num_steps: the length of the run.
 
     Raises:
@@ -147,3 +166,13 @@ def trained_variables(state: State, player: str | None = None) -> dict[str, Any]
 
 def _matrices(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def _as_matrices(params: Any) -> Any:
+    """Of each kernel which axes are its inputs' and which its outputs', None of a vector."""
+
+    def axes(leaf):
+        *inputs, output = range(leaf.ndim)
+        return optax.contrib.MuonDimensionNumbers(tuple(inputs), output) if inputs else None
+
+    return jax.tree.map(axes, params)

@@ -57,6 +57,29 @@ def test_weight_decay_is_decoupled_and_spares_vectors(config):
     np.testing.assert_allclose(updates["bias"], 0.0)
 
 
+def test_muon_steps_are_near_orthogonal_for_kernels_and_nadams_for_vectors(config):
+    rng = np.random.default_rng(0)
+    sizes = {"kernel": (3, 3, 4, 8), "wide": (5, 20), "bias": (8,)}
+    gradients = [{name: rng.normal(size=size) for name, size in sizes.items()} for _ in range(3)]
+    config.update(name="muon", schedule="constant", learning_rate=0.1)
+    muon, nadam = optim.make_optimizer(config, 3), optax.nadam(0.1)
+    params = {name: jnp.zeros(size) for name, size in sizes.items()}
+    muon_state, nadam_state = muon.init(params), nadam.init(params)
+    for gradient in gradients:
+        step, muon_state = muon.update(gradient, muon_state, params)
+        expected, nadam_state = nadam.update(gradient, nadam_state, params)
+    np.testing.assert_allclose(step["bias"], expected["bias"], rtol=1e-5)
+    for name, (rows, columns) in {"kernel": (36, 8), "wide": (5, 20)}.items():
+        matrix = np.asarray(step[name]).reshape(rows, columns)
+        # Of an orthogonal matrix with a root mean square of 0.2 all singular values are this.
+        ideal = 0.1 * 0.2 * np.sqrt(max(rows, columns))
+        values = np.linalg.svd(matrix, compute_uv=False) / ideal
+        assert values.min() > 0.5
+        assert values.max() < 1.3
+        momentum = sum(0.95**-n * gradient[name] for n, gradient in enumerate(gradients))
+        assert (matrix * momentum.reshape(rows, columns)).sum() < 0  # downhill
+
+
 def test_reported_rate_is_the_rate_of_the_update(config):
     config.update(name="sgd", schedule="cosine", learning_rate=1.0, b1=0.0)
     tx = optim.make_optimizer(config, 4)
@@ -71,7 +94,7 @@ def test_reported_rate_is_the_rate_of_the_update(config):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("name", "adamax", "unknown optimizer.name 'adamax': choose one of adam, sgd"),
+        ("name", "adamax", "unknown optimizer.name 'adamax': choose one of adam, muon, sgd"),
         ("schedule", "linear", "unknown optimizer.schedule 'linear': choose one of constant"),
         ("warmup_steps", 11, "optimizer.warmup_steps is 11"),
         ("learning_rate", -1.0, "optimizer.learning_rate is -1.0: it must be at least 0"),
