@@ -27,9 +27,10 @@ from defect_jax.train import _Call, _next_call, parallel_steps, phase_ends, shar
 
 @pytest.fixture(scope="module")
 def config(shrink):
-    """A U-Net, which has BatchNorm, random views and an average of the parameters."""
+    """A U-Net with BatchNorm, random views, an average of the parameters and two optimizers."""
     config = shrink(bsdata_unet.get_config())
     config.method.depth = 1
+    config.optimizer.name = "muon"
     # Lines of the log and checkpoints fall on different steps.
     config.train.update(num_steps=6, checkpoint_every=2, log_every=3)
     return config
