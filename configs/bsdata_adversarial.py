@@ -4,7 +4,8 @@
         --config.data.root=/path/to/BSData
 
 The discriminator is as wide as the U-Net, and takes crops of multiples of 32 pixels. With
---config.method.adversarial_weight=0 the U-Net learns as in bsdata_residual_unet.py.
+--config.method.adversarial_weight=0 the U-Net learns as in bsdata_residual_unet.py. Of
+neither weight has a run been measured with this config.
 """
 
 import ml_collections
