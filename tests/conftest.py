@@ -42,6 +42,14 @@ def quick_environment():
     return quick_environment
 
 
+@pytest.fixture(scope="module")
+def compile_quickly():
+    """While a module is tested, programs compile fast: for few steps whose outcome is not read."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def data_root() -> pathlib.Path:
     """The folder of real images (`mvtec/`, `bsdata/`); skips the test where there is none."""

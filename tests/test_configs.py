@@ -90,7 +90,7 @@ def small(shrink):
 
 
 @pytest.fixture(scope="module")
-def reads_of_runs(small, tmp_path_factory) -> dict[str, set[str]]:
+def reads_of_runs(small, compile_quickly, tmp_path_factory) -> dict[str, set[str]]:
     """What a whole run reads, by config: one for each kind of step and each dataset."""
     reads = {}
     for name in ("quickstart", "bsdata_residual_unet", "mvtec_f_anogan", "mvtec_ganomaly"):
