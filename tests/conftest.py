@@ -44,7 +44,7 @@ def quick_environment():
 
 @pytest.fixture(scope="module")
 def compile_quickly():
-    """While a module is tested, programs compile fast: for few steps whose outcome is not read."""
+    """While a module is tested, programs compile fast and run slowly: for runs of few steps."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
