@@ -39,6 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.ssim_windows = (11,)
     config.method.smoothing = 0.0
     config.method.top_fraction = 0.0
+    config.method.coordinates = False  # of each pixel in its frame, two more inputs of a segmenter
 
     config.augment = ml_collections.ConfigDict()
     config.augment.flip_horizontal = False

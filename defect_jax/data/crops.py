@@ -26,15 +26,29 @@ _CENTRED, _DEFECTIVE, _WINDOW, _DONOR, _MISTAKE, _TYPE = range(6)
 
 
 class Frame(NamedTuple):
-    """A decoded example: image uint8 [h, w, C], mask uint8 [h, w], defects' pixels, each [n, 2].
+    """A decoded example.
 
-    And its defect type, as `Examples` has it.
+    Attributes:
+        image: uint8 [h, w, C].
+        mask: uint8 [h, w].
+        size: its fitted (height, width), of which h and w are more where it was continued.
+        defects: the pixels of each, [n, 2].
+        defect_type: as `Examples` has it.
     """
 
     image: np.ndarray
     mask: np.ndarray
+    size: tuple[int, int]
     defects: list[np.ndarray]
     defect_type: str
+
+
+class Crop(NamedTuple):
+    """image uint8 [H, W, C], mask uint8 [H, W], and window int32 [4] as `train_crops` has it."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    window: np.ndarray
 
 
 def order(
@@ -111,7 +125,8 @@ def train_crops(
             which `data.hard_share` of the crops lie; where there are none, these lie anywhere.
 
     Yields:
-        `image` uint8 [b, H, W, C], `mask` uint8 [b, H, W], `label` int32 [b] (of the crop), and,
+        `image` uint8 [b, H, W, C], `mask` uint8 [b, H, W], `label` int32 [b] (of the crop),
+        `window` int32 [b, 4] (its first row and column, and the frame's height and width), and,
         where crops get pasted defects, `donor_image` uint8 [b, p, p, C] and `donor_mask` uint8
         [b, p, p]: a patch with a whole defect in its middle and none on its border.
 
@@ -129,12 +144,13 @@ def train_crops(
             else _crop(config, frames[number], place, on)
             for place, number, on, is_hard in zip(row, *choices, strict=True)
         ]
-        image, mask = (np.stack(parts) for parts in zip(*crops, strict=True))
-        batch = {"image": image, "mask": mask, "label": np.asarray(mask.any(axis=(1, 2)), np.int32)}
+        image, mask, window = (np.stack(parts) for parts in zip(*crops, strict=True))
+        label = np.asarray(mask.any(axis=(1, 2)), np.int32)
+        batch = {"image": image, "mask": mask, "label": label, "window": window}
         if donors:
             patches = [_donor(config, frames, donors, place) for place in row]
-            donor_image, donor_mask = (np.stack(parts) for parts in zip(*patches, strict=True))
-            batch |= {"donor_image": donor_image, "donor_mask": donor_mask}
+            batch["donor_image"] = np.stack([patch.image for patch in patches])
+            batch["donor_mask"] = np.stack([patch.mask for patch in patches])
         yield batch
 
 
@@ -166,7 +182,7 @@ def _decode(data: ml_collections.ConfigDict, examples: Examples, number: int) ->
     defects = [np.argwhere(components == one) for one in range(1, count + 1)]
     image = pipeline.fitted_image(data, examples, number)
     padded = pipeline.pad_to(image, size), pipeline.pad_to(mask, size, "constant")
-    return Frame(*padded, defects, str(examples.defect_type[number]))
+    return Frame(*padded, mask.shape, defects, str(examples.defect_type[number]))
 
 
 def _groups(frames: list[Frame], by_type: bool) -> list[np.ndarray]:
@@ -178,9 +194,7 @@ def _groups(frames: list[Frame], by_type: bool) -> list[np.ndarray]:
     return [numbers[types == name] for name in np.unique(types)]
 
 
-def _crop(
-    config: ml_collections.ConfigDict, frame: Frame, place: int, centred: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _crop(config: ml_collections.ConfigDict, frame: Frame, place: int, centred: bool) -> Crop:
     """A window anywhere, or one around a random pixel of a random defect."""
     size = np.array(config.data.image_size)
     rng = _generator(config, _WINDOW, place)
@@ -193,7 +207,7 @@ def _crop(
 
 def _hard_crop(
     config: ml_collections.ConfigDict, frames: list[Frame], mistakes: np.ndarray, place: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Crop:
     """A window around a random one of the mistakes."""
     rng = _generator(config, _MISTAKE, place)
     number, *pixel = mistakes[rng.integers(len(mistakes))]
@@ -208,18 +222,17 @@ def _is_hard(config: ml_collections.ConfigDict, places: np.ndarray) -> np.ndarra
     )
 
 
-def _around(
-    frame: Frame, pixel: np.ndarray, size: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _around(frame: Frame, pixel: np.ndarray, size: np.ndarray, rng: np.random.Generator) -> Crop:
     """A window whose middle half holds a pixel, but for what a frame's border takes away."""
     corner = pixel - rng.integers(size // 4, size - size // 4)
     return _window(frame, np.clip(corner, 0, np.array(frame.mask.shape) - size), size)
 
 
-def _window(frame: Frame, corner: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _window(frame: Frame, corner: np.ndarray, size: np.ndarray) -> Crop:
     top, left = corner
     bottom, right = corner + size
-    return frame.image[top:bottom, left:right], frame.mask[top:bottom, left:right]
+    inside = np.s_[top:bottom, left:right]
+    return Crop(frame.image[inside], frame.mask[inside], np.array([*corner, *frame.size], np.int32))
 
 
 def _donors(
@@ -231,7 +244,7 @@ def _donors(
     for number, frame in enumerate(frames):
         for defect in frame.defects:
             corner = (defect.min(axis=0) + defect.max(axis=0) + 1 - side) // 2
-            _, mask = _window(frame, np.maximum(corner, 0), np.array([side, side]))
+            mask = _window(frame, np.maximum(corner, 0), np.array([side, side])).mask
             inside = (corner >= 0).all() and mask.shape == (side, side)
             if inside and not (mask[[0, -1]].any() or mask[:, [0, -1]].any()):
                 donors.append((number, corner))
@@ -248,7 +261,7 @@ def _donor(
     frames: list[Frame],
     donors: list[tuple[int, np.ndarray]],
     place: int,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Crop:
     rng = _generator(config, _DONOR, place)
     number, corner = donors[rng.integers(len(donors))]
     return _window(frames[number], corner, np.full(2, config.augment.paste_size))

@@ -115,8 +115,11 @@ def test_crops_are_windows_and_those_around_a_defect_have_one(config, examples):
     numbers, centred = crops.order(config, 6, [np.array([0, 1, 5])], stream)
     corners = []
     for batch, row, on in zip(train_crops(config, examples, stream), numbers, centred, strict=True):
-        for image, mask, number, is_centred in zip(*batch_of(batch), row, on, strict=True):
+        for image, mask, place, number, is_centred in zip(
+            *batch_of(batch), batch["window"], row, on, strict=True
+        ):
             top, left = image[0, 0, 1], image[0, 0, 2]
+            np.testing.assert_array_equal(place, [top, left, 40, 60])
             window = np.s_[top : top + SIZE, left : left + SIZE]
             np.testing.assert_array_equal(image, examples.image[number][window])
             np.testing.assert_array_equal(mask, examples.mask[number][window])
@@ -219,6 +222,7 @@ def test_small_frames_are_continued(config):
     np.testing.assert_array_equal(image[:, :, 1], np.minimum(np.indices((48, 64))[0], 39))
     np.testing.assert_array_equal(image[:, :, 2], np.minimum(np.indices((48, 64))[1], 59))
     assert mask[:40, :60].sum() == 9 == mask.sum()
+    np.testing.assert_array_equal(batch["window"], [[0, 0, 40, 60]] * len(batch["window"]))
 
 
 def test_no_defect_to_crop_is_told(config):
