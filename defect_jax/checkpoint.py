@@ -106,6 +106,7 @@ def example_batch(config: ml_collections.ConfigDict) -> Batch:
         side = config.augment.paste_size
         batch["donor_image"] = jnp.zeros((1, side, side, config.data.channels), jnp.uint8)
         batch["donor_mask"] = jnp.zeros((1, side, side), jnp.uint8)
+        batch["donor_corner"] = jnp.zeros((1, 2), jnp.int32)
     return batch
 
 

@@ -110,7 +110,7 @@ def views(
     """A batch with its pasted defects and augmented: `inputs` [B, H, W, C], masks [B, H, W]."""
     paste_keys, augment_keys = steps.split_keys(keys, 2)
     image = to_float(batch["image"])
-    image, mask = paste(config.augment, image, batch["mask"], batch, paste_keys)
+    image, mask = paste(image, batch["mask"], batch, paste_keys)
     moved, mask = move(config.augment, inputs(config, image, batch), mask, augment_keys)
     image, place = jnp.split(moved, [image.shape[-1]], axis=-1)
     return jnp.concatenate([alter(config.augment, image, augment_keys), place], axis=-1), mask
