@@ -34,6 +34,21 @@ def test_copy_takes_the_frame_nearest_in_time_of_the_same_place():
     assert [(case.shape, case.max()) for case in rest] == [((4, 8), 0)] * 2
 
 
+def test_labels_agree_once_moved_onto_each_other():
+    first, moved, grown, elsewhere = np.zeros((4, 12, 20), np.uint8)
+    first[2:5, 3:7] = moved[6:9, 10:14] = grown[6:9, 10:16] = elsewhere[0, 0] = 1
+    masks = {
+        "01_200903000000_1_2_crop_2.jpg": grown,
+        "01_200901000000_1_2_crop_2.jpg": first,
+        "01_200902000000_1_2_crop_2.jpg": moved,
+        "01_200904000000_1_2_crop_2.jpg": np.ones((6, 10), np.uint8),  # of another size
+        "01_200901230000_9_9_crop_2.jpg": elsewhere,
+        "KGT1-S-060-A02_crop_0.jpg": elsewhere,
+        "KGT1-S-060-A03_crop_0.jpg": first,
+    }
+    assert controls.label_agreement(masks) == ((12 + 12) / (12 + 18), 2)
+
+
 def test_scores_by_hand():
     predicted = np.array([[1, 1, 0, 0]], np.uint8)
     mask = np.array([[0, 1, 1, 0]], np.uint8)

@@ -185,16 +185,58 @@ def test_a_place_of_the_stream_has_the_same_crop_whenever_it_comes(config, examp
 
 
 def test_donors_show_a_whole_defect_in_the_middle(config, examples):
-    config.augment.paste_probability = 1.0
-    config.augment.paste_size = 9
-    seen = set()
-    for batch in train_crops(config, examples, places(config, 20)):
+    """On crops around nothing; those around a defect or a mistake get none."""
+    config.augment.update(paste_probability=1.0, paste_size=9)
+    config.data.update(defect_share=0.4, hard_share=0.3)
+    stream = places(config, 60)
+    _, centred = crops.order(config, 6, [np.array([0, 1, 5])], stream)
+    seen, counts = set(), []
+    for batch, on in zip(
+        train_crops(config, examples, stream, [(2, 11, 31)]), centred, strict=True
+    ):
         assert batch["donor_image"].shape == (8, 9, 9, 3)
-        for image, mask in zip(batch["donor_image"], batch["donor_mask"], strict=True):
+        has_donor = batch["donor_mask"].any((1, 2))
+        counts += has_donor.tolist()
+        assert not (has_donor & on).any()
+        for image, mask in zip(
+            batch["donor_image"][has_donor], batch["donor_mask"][has_donor], strict=True
+        ):
             np.testing.assert_array_equal(mask, np.pad(np.ones((3, 3)), 3))
             seen.add((image[4, 4, 0], image[4, 4, 1], image[4, 4, 2]))
     # The defect at the frame's border fits into no patch.
     assert seen == {(0, 20, 30), (1, 5, 5), (1, 30, 50)}
+    assert abs(np.mean(counts) - 0.3) < 0.05
+
+
+@pytest.mark.parametrize("probability", [0.5, 1.0])
+def test_defects_are_pasted_where_their_type_has_some(config, probability):
+    """Of frames of a type without any, where any type has some."""
+    masks = [spotted((10, 12)), spotted((30, 48)), spotted((28, 40))] + [spotted()] * 3
+    kinds = np.array(["pit", "dent", "dent", "pit", "dent", "good"])
+    examples = dataclasses.replace(make_examples(masks), defect_type=kinds)
+    config.data.defect_share = 0.0
+    config.augment.update(paste_probability=probability, paste_size=9)
+    spots = {"pit": [(10, 12)], "dent": [(30, 48), (28, 40)]}
+    spots["good"] = spots["pit"] + spots["dent"]
+    seen, pasted = {kind: [] for kind in spots}, []
+    for batch in train_crops(config, examples, places(config, 100)):
+        for number, donor, corner, window in zip(
+            batch["image"][:, 0, 0, 0],
+            batch["donor_mask"],
+            batch["donor_corner"],
+            batch["window"],
+            strict=True,
+        ):
+            pasted.append(donor.any())
+            assert ((corner >= 0) & (corner <= SIZE - 9)).all()
+            if donor.any():
+                seen[kinds[number]].append(corner + 4 + window[:2])
+    assert abs(np.mean(pasted) - probability) < 0.06
+    for kind, middles in seen.items():
+        distance = np.abs(np.array(middles)[:, None] - np.array(spots[kind])).max(-1)
+        assert (distance.min(1) <= 0.05 * 40 + 1).all()
+        assert len(set(map(tuple, middles))) > 8  # moved a little
+        assert set(distance.argmin(1)) == set(range(len(spots[kind])))
 
 
 def test_crops_of_frames_brought_to_a_height_are_those_of_frames_that_have_it(config, examples):
@@ -209,7 +251,7 @@ def test_crops_of_frames_brought_to_a_height_are_those_of_frames_that_have_it(co
         *(train_crops(config, each, places(config, 4)) for each in (examples, larger)),
         strict=True,
     ):
-        for name in ("mask", "label", "donor_mask"):
+        for name in ("mask", "label", "window", "donor_mask", "donor_corner"):
             np.testing.assert_array_equal(small[name], large[name])
         error = np.abs(small["image"].astype(int) - large["image"])
         assert error.max() <= 1  # at a frame's border the filter has one neighbour less

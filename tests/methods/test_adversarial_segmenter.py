@@ -49,6 +49,7 @@ def batch():
         "index": np.arange(count, dtype=np.int32),
         "donor_image": bright(rng, donor_mask),
         "donor_mask": donor_mask,
+        "donor_corner": rng.integers(0, SIZE[0] - PATCH, (count, 2)).astype(np.int32),
     }
 
 
