@@ -39,7 +39,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.ssim_windows = (11,)
     config.method.smoothing = 0.0
     config.method.top_fraction = 0.0
-    config.method.coordinates = False  # of each pixel in its frame, two more inputs of a segmenter
 
     config.augment = ml_collections.ConfigDict()
     config.augment.flip_horizontal = False
@@ -47,7 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.rotation = 0.0
     config.augment.min_crop = 1.0
     config.augment.max_crop = 1.0  # above 1 images are shrunk and reflected around
-    config.augment.paste_probability = 0.0  # of a defect, onto a crop that lies around nothing
+    config.augment.paste_probability = 0.0  # of a defect, onto a crop without any
     config.augment.lighting_probability = 0.0
     config.augment.lighting_slope = 0.05
     config.augment.lighting_bias = 10 / 255

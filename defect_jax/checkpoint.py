@@ -100,13 +100,10 @@ def example_batch(config: ml_collections.ConfigDict) -> Batch:
         "index": jnp.zeros((1,), jnp.int32),
         "weight": jnp.ones((1,), jnp.float32),
     }
-    if config.data.fit == "crop":
-        batch["window"] = jnp.array([[0, 0, height, width]], jnp.int32)
     if config.augment.paste_probability:
         side = config.augment.paste_size
         batch["donor_image"] = jnp.zeros((1, side, side, config.data.channels), jnp.uint8)
         batch["donor_mask"] = jnp.zeros((1, side, side), jnp.uint8)
-        batch["donor_corner"] = jnp.zeros((1, 2), jnp.int32)
     return batch
 
 

@@ -328,8 +328,7 @@ def predict_tiles(
         image = pipeline.pad_to(image, tiles.covered(fitted, tile))
         size = image.shape[:2]
         starts = tiles.corners(size, tile, overlap)
-        windows = np.insert(starts, [2, 2], fitted, axis=1).astype(np.int32)
-        cuts = {"image": tiles.cut(image, starts, tile), "window": windows}
+        cuts = tiles.cut(image, starts, tile)
         parts = list(_predict_all(predict, cuts, eval_batch_size(config)))
         prediction = {
             name: tiles.merge([part[name] for part in parts], starts, size, overlap)
@@ -342,15 +341,14 @@ def predict_tiles(
 
 
 def _predict_all(
-    predict: Predict, cuts: pipeline.HostBatch, batch_size: int
+    predict: Predict, images: np.ndarray, batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """What is predicted for each of n tiles, by batches; the last is filled up by copies."""
-    count = len(cuts["image"])
-    for start in range(0, count, batch_size):
-        index = np.minimum(np.arange(start, start + batch_size), count - 1)
-        batch = {name: values[index] for name, values in cuts.items()}
-        prediction = predict(batch | {"index": index.astype(np.int32)})
-        for row in range(min(batch_size, count - start)):
+    """What is predicted for each of [n, H, W, C], by batches; the last is filled up by copies."""
+    for start in range(0, len(images), batch_size):
+        index = np.minimum(np.arange(start, start + batch_size), len(images) - 1)
+        batch = {"image": images[index], "index": index.astype(np.int32)}
+        prediction = predict(batch)
+        for row in range(min(batch_size, len(images) - start)):
             yield {name: values[row] for name, values in prediction.items()}
 
 

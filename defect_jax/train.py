@@ -127,7 +127,7 @@ def check_steps(config: ml_collections.ConfigDict, method: Method) -> None:
     if config.data.fit == "crop":
         image, tile = batch["image"], config.eval.tile
         shape = (image.shape[0], *tile, image.shape[-1])
-        batch |= {"image": jax.ShapeDtypeStruct(shape, image.dtype)}
+        batch = {"image": jax.ShapeDtypeStruct(shape, image.dtype), "index": batch["index"]}
     jax.eval_shape(method.predict, state, batch)
 
 

@@ -17,7 +17,6 @@ from defect_jax.data.examples import Examples
 from defect_jax.errors import UserError
 from defect_jax.evaluate import evaluate, predictions
 from defect_jax.models import unet
-from defect_jax.ops.coordinates import coordinates
 from defect_jax.train import train
 
 
@@ -99,19 +98,6 @@ def test_tiles_that_hardly_overlap_leave_seams():
     (apart,) = predictions(make_config((32, 44), 0), make_examples([image]), reading_around(3))
     error = np.abs(apart["score_map"] - box_mean(image, 3))
     assert error.max() > 20
-
-
-def test_tiles_know_their_place():
-    """Also where they reach beyond the image."""
-
-    def place(batch):
-        rows, columns = np.moveaxis(coordinates(batch["window"], (64, 64)), -1, 0)
-        score_map = np.asarray(rows + 10 * columns)
-        return {"score": score_map.max(axis=(1, 2)), "score_map": score_map}
-
-    (found,) = predictions(make_config((64, 64), 16), make_examples([blocks((50, 170))]), place)
-    expected = np.linspace(-1, 1, 50)[:, None] + 10 * np.linspace(-1, 1, 170)
-    np.testing.assert_allclose(found["score_map"], expected, atol=1e-4)
 
 
 SIZES = [(20, 30), (128, 176), (72, 84), (128, 25), (23, 176)]

@@ -35,8 +35,6 @@ def augment(
 ) -> tuple[jax.Array, jax.Array]:
     """Flips, rotates, crops, lights and alters each image; its mask follows the geometry.
 
-    That is `move`, then `alter`.
-
     Args:
         config: `config.augment`. All draws are uniform, and 0 turns off what has no other value
             for that.
@@ -67,28 +65,14 @@ def augment(
     Raises:
         UserError: a field is out of its range.
     """
-    image, mask = move(config, image, mask, keys)
-    return alter(config, image, keys), mask
-
-
-def move(
-    config: ml_collections.ConfigDict, image: jax.Array, mask: jax.Array, keys: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The geometry of `augment`, whose arguments it takes; an image may have any channels."""
     _check(config)
-    return jax.vmap(functools.partial(_move_one, config))(image, mask, keys)
+    return jax.vmap(functools.partial(_augment_one, config))(image, mask, keys)
 
 
-def alter(config: ml_collections.ConfigDict, image: jax.Array, keys: jax.Array) -> jax.Array:
-    """What `augment`, whose arguments it takes, does to the values of an image alone."""
-    _check(config)
-    return jax.vmap(functools.partial(_alter_one, config))(image, keys)
-
-
-def _move_one(
+def _augment_one(
     config: ml_collections.ConfigDict, image: jax.Array, mask: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    horizontal, vertical, warp, _ = jax.random.split(key, 4)
+    horizontal, vertical, warp, light = jax.random.split(key, 4)
     if config.flip_horizontal:
         flip = jax.random.bernoulli(horizontal)
         image = jnp.where(flip, image[:, ::-1], image)
@@ -105,16 +89,11 @@ def _move_one(
         )
         image = jax.vmap(sample, in_axes=-1, out_axes=-1)(image)
         mask = map_coordinates(mask, [rows, columns], order=0, mode="reflect")
-    return image, mask
-
-
-def _alter_one(config: ml_collections.ConfigDict, image: jax.Array, key: jax.Array) -> jax.Array:
-    light = jax.random.split(key, 4)[3]
     if config.lighting_probability:
         image = _light(
             light, image, config.lighting_probability, config.lighting_slope, config.lighting_bias
         )
-    return photometry.alter(config, image, key)
+    return photometry.alter(config, image, key), mask
 
 
 def _check(config: ml_collections.ConfigDict) -> None:

@@ -3,14 +3,11 @@
 Frames keep their own resolution or are brought to one height first, `config.data.frame_height`.
 
 A share of the crops lies around a defect, since most of a frame has nothing to teach, and one
-around what was taken for a defect and is none (see `mining`); the rest lies anywhere in any frame,
-or around a place to which a defect is pasted. Such places are those where frames of the same
-defect type have one, moved a little: what is no defect elsewhere may look like one.
+around what was taken for a defect and is none (see `mining`); the rest lies anywhere in any frame.
 Which crop stands at a place of the stream is a function of (seed, place) and of what was taken for
 a defect alone. Decoded frames stay in the host's memory.
 """
 
-import collections
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -26,55 +23,18 @@ from defect_jax.ops.objects import label_regions
 
 # What random numbers are drawn for.
 _CENTRED, _DEFECTIVE, _WINDOW, _DONOR, _MISTAKE, _TYPE = range(6)
-# How far from such a place a defect is pasted, at most: this share of the frame's height.
-_SCATTER = 0.05
 
 
 class Frame(NamedTuple):
-    """A decoded example.
+    """A decoded example: image uint8 [h, w, C], mask uint8 [h, w], defects' pixels, each [n, 2].
 
-    Attributes:
-        image: uint8 [h, w, C].
-        mask: uint8 [h, w].
-        size: its fitted (height, width), of which h and w are more where it was continued.
-        defects: the pixels of each, [n, 2].
-        defect_type: as `Examples` has it.
+    And its defect type, as `Examples` has it.
     """
 
     image: np.ndarray
     mask: np.ndarray
-    size: tuple[int, int]
     defects: list[np.ndarray]
     defect_type: str
-
-
-class Crop(NamedTuple):
-    """image uint8 [H, W, C], mask uint8 [H, W], and window int32 [4] as `train_crops` has it."""
-
-    image: np.ndarray
-    mask: np.ndarray
-    window: np.ndarray
-
-
-class Patch(NamedTuple):
-    """What is pasted onto a crop: `donor_image` and so on as `train_crops` has them, of one."""
-
-    image: np.ndarray
-    mask: np.ndarray
-    corner: np.ndarray
-
-
-class Donors(NamedTuple):
-    """What is pasted, and where.
-
-    Attributes:
-        patches: the frames' numbers and the corners of the patches with a defect in the middle.
-        places: defect type -> [n, 2], where its frames have a defect, as shares of their size;
-            '' -> those of all types.
-    """
-
-    patches: list[tuple[int, np.ndarray]]
-    places: dict[str, np.ndarray]
 
 
 def order(
@@ -143,51 +103,38 @@ def train_crops(
     Args:
         config: reads `seed`, `data.image_size` (of a crop), `data.channels`,
             `data.frame_height`, `data.defect_share`, `data.balance_types` (whether the crops around
-            a defect show each `defect_type` equally often), `augment.paste_probability` (that a
-            crop which lies around nothing else gets a defect pasted) and `augment.paste_size`.
+            a defect show each `defect_type` equally often), `augment.paste_probability` and
+            `augment.paste_size`.
         frames: of all examples.
         places: [steps, b] of the stream.
         mistakes: [n, 3] int, numbers of examples, rows and columns in their fitted images, around
             which `data.hard_share` of the crops lie; where there are none, these lie anywhere.
 
     Yields:
-        `image` uint8 [b, H, W, C], `mask` uint8 [b, H, W], `label` int32 [b] (of the crop),
-        `window` int32 [b, 4] (its first row and column, and the frame's height and width), and,
+        `image` uint8 [b, H, W, C], `mask` uint8 [b, H, W], `label` int32 [b] (of the crop), and,
         where crops get pasted defects, `donor_image` uint8 [b, p, p, C] and `donor_mask` uint8
-        [b, p, p], a patch with a whole defect in its middle and none on its border, or for a crop
-        without one with none at all, and `donor_corner` int32 [b, 2], where it begins in the crop.
+        [b, p, p]: a patch with a whole defect in its middle and none on its border.
 
     Raises:
         UserError: see `order`; or no defect fits into a patch.
     """
     groups = _groups(frames, config.data.balance_types)
     numbers, centred = order(config, len(frames), groups, places)
+    donors = _donors(frames, config.augment) if config.augment.paste_probability else None
     hard = _is_hard(config, places) & bool(len(mistakes))
-    pasted = _is_pasted(config, places) & ~centred & ~hard
-    donors = _donors(frames, config.augment) if config.augment.paste_probability else Donors([], {})
-    side = config.augment.get("paste_size", 0)
-    empty = Patch(
-        np.zeros((side, side, config.data.channels), np.uint8),
-        np.zeros((side, side), np.uint8),
-        np.zeros(2, np.int32),
-    )
-    for row, *choices in zip(places, numbers, centred, hard, pasted, strict=True):
-        crops, patches = [], []
-        for place, number, on, is_hard, is_pasted in zip(row, *choices, strict=True):
-            if is_pasted:
-                crop, patch = _pasted_crop(config, frames, donors, number, place)
-            elif is_hard:
-                crop, patch = _hard_crop(config, frames, mistakes, place), empty
-            else:
-                crop, patch = _crop(config, frames[number], place, on), empty
-            crops.append(crop)
-            patches.append(patch)
-        image, mask, window = (np.stack(parts) for parts in zip(*crops, strict=True))
-        label = np.asarray(mask.any(axis=(1, 2)), np.int32)
-        batch = {"image": image, "mask": mask, "label": label, "window": window}
-        if donors.patches:
-            for name, parts in zip(Patch._fields, zip(*patches, strict=True), strict=True):
-                batch[f"donor_{name}"] = np.stack(parts)
+    for row, *choices in zip(places, numbers, centred, hard, strict=True):
+        crops = [
+            _hard_crop(config, frames, mistakes, place)
+            if is_hard
+            else _crop(config, frames[number], place, on)
+            for place, number, on, is_hard in zip(row, *choices, strict=True)
+        ]
+        image, mask = (np.stack(parts) for parts in zip(*crops, strict=True))
+        batch = {"image": image, "mask": mask, "label": np.asarray(mask.any(axis=(1, 2)), np.int32)}
+        if donors:
+            patches = [_donor(config, frames, donors, place) for place in row]
+            donor_image, donor_mask = (np.stack(parts) for parts in zip(*patches, strict=True))
+            batch |= {"donor_image": donor_image, "donor_mask": donor_mask}
         yield batch
 
 
@@ -219,7 +166,7 @@ def _decode(data: ml_collections.ConfigDict, examples: Examples, number: int) ->
     defects = [np.argwhere(components == one) for one in range(1, count + 1)]
     image = pipeline.fitted_image(data, examples, number)
     padded = pipeline.pad_to(image, size), pipeline.pad_to(mask, size, "constant")
-    return Frame(*padded, mask.shape, defects, str(examples.defect_type[number]))
+    return Frame(*padded, defects, str(examples.defect_type[number]))
 
 
 def _groups(frames: list[Frame], by_type: bool) -> list[np.ndarray]:
@@ -231,7 +178,9 @@ def _groups(frames: list[Frame], by_type: bool) -> list[np.ndarray]:
     return [numbers[types == name] for name in np.unique(types)]
 
 
-def _crop(config: ml_collections.ConfigDict, frame: Frame, place: int, centred: bool) -> Crop:
+def _crop(
+    config: ml_collections.ConfigDict, frame: Frame, place: int, centred: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """A window anywhere, or one around a random pixel of a random defect."""
     size = np.array(config.data.image_size)
     rng = _generator(config, _WINDOW, place)
@@ -244,7 +193,7 @@ def _crop(config: ml_collections.ConfigDict, frame: Frame, place: int, centred: 
 
 def _hard_crop(
     config: ml_collections.ConfigDict, frames: list[Frame], mistakes: np.ndarray, place: int
-) -> Crop:
+) -> tuple[np.ndarray, np.ndarray]:
     """A window around a random one of the mistakes."""
     rng = _generator(config, _MISTAKE, place)
     number, *pixel = mistakes[rng.integers(len(mistakes))]
@@ -259,60 +208,47 @@ def _is_hard(config: ml_collections.ConfigDict, places: np.ndarray) -> np.ndarra
     )
 
 
-def _is_pasted(config: ml_collections.ConfigDict, places: np.ndarray) -> np.ndarray:
-    """Where a defect is pasted, unless the crop lies around one or around a mistake: bool."""
-    drawn = _generator(config, _DONOR).random(int(places.max()) + 1)[places]
-    return drawn < config.augment.paste_probability
-
-
-def _pasted_crop(
-    config: ml_collections.ConfigDict,
-    frames: list[Frame],
-    donors: Donors,
-    number: int,
-    place: int,
-) -> tuple[Crop, Patch]:
-    """A window around a place where defects lie, and the patch for it."""
-    rng, frame, side = _generator(config, _DONOR, place), frames[number], config.augment.paste_size
-    spots = donors.places.get(frame.defect_type, donors.places[""])
-    scatter = rng.uniform(-_SCATTER, _SCATTER, 2) * frame.size[0]
-    middle = spots[rng.integers(len(spots))] * frame.size + scatter
-    corner = np.clip(np.rint(middle).astype(int) - side // 2, 0, np.array(frame.mask.shape) - side)
-    crop = _around(frame, corner + side // 2, np.array(config.data.image_size), rng)
-    inside = np.clip(corner - crop.window[:2], 0, np.array(config.data.image_size) - side)
-    donor, first = donors.patches[rng.integers(len(donors.patches))]
-    patch = _window(frames[donor], first, np.array([side, side]))
-    return crop, Patch(patch.image, patch.mask, inside.astype(np.int32))
-
-
-def _around(frame: Frame, pixel: np.ndarray, size: np.ndarray, rng: np.random.Generator) -> Crop:
+def _around(
+    frame: Frame, pixel: np.ndarray, size: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """A window whose middle half holds a pixel, but for what a frame's border takes away."""
     corner = pixel - rng.integers(size // 4, size - size // 4)
     return _window(frame, np.clip(corner, 0, np.array(frame.mask.shape) - size), size)
 
 
-def _window(frame: Frame, corner: np.ndarray, size: np.ndarray) -> Crop:
+def _window(frame: Frame, corner: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     top, left = corner
     bottom, right = corner + size
-    inside = np.s_[top:bottom, left:right]
-    return Crop(frame.image[inside], frame.mask[inside], np.array([*corner, *frame.size], np.int32))
+    return frame.image[top:bottom, left:right], frame.mask[top:bottom, left:right]
 
 
-def _donors(frames: list[Frame], augmentation: ml_collections.ConfigDict) -> Donors:
+def _donors(
+    frames: list[Frame], augmentation: ml_collections.ConfigDict
+) -> list[tuple[int, np.ndarray]]:
+    """The frames' numbers and the corners of all patches with a defect in the middle."""
     side = augmentation.paste_size
-    patches, places = [], collections.defaultdict(list)
+    donors = []
     for number, frame in enumerate(frames):
         for defect in frame.defects:
-            for kind in ("", frame.defect_type):  # frames of no such type take those of all
-                places[kind].append(defect.mean(axis=0) / frame.size)
             corner = (defect.min(axis=0) + defect.max(axis=0) + 1 - side) // 2
-            mask = _window(frame, np.maximum(corner, 0), np.array([side, side])).mask
+            _, mask = _window(frame, np.maximum(corner, 0), np.array([side, side]))
             inside = (corner >= 0).all() and mask.shape == (side, side)
             if inside and not (mask[[0, -1]].any() or mask[:, [0, -1]].any()):
-                patches.append((number, corner))
-    if not patches:
+                donors.append((number, corner))
+    if not donors:
         raise UserError(
             f"augment.paste_size is {side}: no defect of the training images fits into that many "
             "pixels: raise it, or set augment.paste_probability to 0"
         )
-    return Donors(patches, {kind: np.stack(spots) for kind, spots in places.items()})
+    return donors
+
+
+def _donor(
+    config: ml_collections.ConfigDict,
+    frames: list[Frame],
+    donors: list[tuple[int, np.ndarray]],
+    place: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    rng = _generator(config, _DONOR, place)
+    number, corner = donors[rng.integers(len(donors))]
+    return _window(frames[number], corner, np.full(2, config.augment.paste_size))

@@ -17,11 +17,10 @@ import optax
 from defect_jax import models, optim, steps
 from defect_jax.errors import UserError
 from defect_jax.losses.adversarial import discriminator_loss, generator_loss
-from defect_jax.method import Batch, Method, State, apply_train, init_players, to_float
+from defect_jax.method import Batch, Method, State, apply_train, init_players
 from defect_jax.methods.segmenter import (
     PixelLosses,
     full_size,
-    inputs,
     phases,
     pixel_losses,
     predictor,
@@ -55,38 +54,40 @@ def adversarial_segmenter(config: ml_collections.ConfigDict) -> Method:
     }
     tx = optim.make_optimizer(config.optimizer, config.train.num_steps)
     txs = dict.fromkeys(players, tx)
-    losses = functools.partial(_losses, players, pixel_losses(config.method), weight, config)
+    losses = functools.partial(
+        _losses, players, pixel_losses(config.method), weight, config.augment
+    )
     return Method(
-        init=functools.partial(_init, config, players, txs),
+        init=functools.partial(_init, players, txs, config.data.num_classes),
         phases=phases(config, steps.adversarial_step(losses, txs, config.train.accumulate)),
         predict=predictor(config, players["generator"], "generator"),
     )
 
 
 def _init(
-    config: ml_collections.ConfigDict,
     players: dict[str, nn.Module],
     txs: dict[str, optax.GradientTransformation],
+    num_classes: int,
     rng: jax.Array,
     batch: Batch,
 ) -> State:
-    image = inputs(config, to_float(batch["image"]), batch)[:1]
-    mask = jnp.zeros((*image.shape[:-1], config.data.num_classes))
-    read = {"generator": image, "discriminator": _beside(image, mask)}
-    return init_players(players, txs, read, rng)
+    image = jnp.zeros_like(batch["image"][:1], jnp.float32)
+    mask = jnp.zeros((*image.shape[:-1], num_classes))
+    inputs = {"generator": image, "discriminator": _beside(image, mask)}
+    return init_players(players, txs, inputs, rng)
 
 
 def _losses(
     players: dict[str, nn.Module],
     losses: PixelLosses,
     weight: float,
-    config: ml_collections.ConfigDict,
+    augmentation: ml_collections.ConfigDict,
     params: Any,
     state: State,
     batch: Batch,
     keys: jax.Array,
 ) -> tuple[dict[str, jax.Array], steps.Aux]:
-    image, mask = views(config, batch, keys)
+    image, mask = views(augmentation, batch, keys)
     stats = dict(state.batch_stats)
     logits, stats["generator"] = apply_train(
         players["generator"], params["generator"], stats["generator"], image

@@ -11,10 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 
 from defect_jax import models, optim, steps
-from defect_jax.data.augment import alter, move
+from defect_jax.data.augment import augment
 from defect_jax.data.paste import paste
 from defect_jax.errors import UserError, lookup
 from defect_jax.losses.segmentation import SEGMENTATION_LOSSES
@@ -29,7 +28,6 @@ from defect_jax.method import (
     to_float,
 )
 from defect_jax.methods.scoring import score_image
-from defect_jax.ops.coordinates import coordinates
 
 # [B, H, W, K], or a tuple of them, each of half the size of the one before.
 Logits = jax.Array | tuple[jax.Array, ...]
@@ -41,16 +39,16 @@ def segmenter(config: ml_collections.ConfigDict) -> Method:
     """A network that gives every pixel a class.
 
     Reads from `config.method`: `model` (a name of `models.SEGMENTERS`) and its fields, `losses`
-    (names of `SEGMENTATION_LOSSES`, added up; see `pixel_losses`), `coordinates` (see `inputs`),
-    `smoothing` and `top_fraction` (see `score_image`); the number of classes is
-    `config.data.num_classes`. Where `config.eval.flip_average` is set it predicts the mean over
-    four flips of the image. The score map is the log-odds of a pixel being no background.
+    (names of `SEGMENTATION_LOSSES`, added up; see `pixel_losses`), `smoothing` and
+    `top_fraction` (see `score_image`); the number of classes is `config.data.num_classes`. Where
+    `config.eval.flip_average` is set it predicts the mean over four flips of the image. The score
+    map is the log-odds of a pixel being no background.
     """
     model = models.make_segmenter(config)
     tx = optim.make_optimizer(config.optimizer, config.train.num_steps)
-    loss_fn = functools.partial(_losses, model, pixel_losses(config.method), config)
+    loss_fn = functools.partial(_losses, model, pixel_losses(config.method), config.augment)
     return Method(
-        init=functools.partial(_init, config, model, tx),
+        init=functools.partial(init_state, model, tx),
         phases=phases(config, steps.gradient_step(loss_fn, tx, config.train.accumulate)),
         predict=predictor(config, model),
     )
@@ -90,30 +88,13 @@ def pixel_losses(method: ml_collections.ConfigDict) -> PixelLosses:
     return functools.partial(_pixel_losses, by_name)
 
 
-def inputs(config: ml_collections.ConfigDict, image: jax.Array, batch: Batch) -> jax.Array:
-    """What the network reads: a batch's images [B, H, W, C], as they are now.
-
-    Where `method.coordinates` is set, with two more channels, the place in the frame (see
-    `coordinates`); images without a `window` in the batch are whole frames.
-    """
-    if not config.method.coordinates:
-        return image
-    count, *size = image.shape[:3]
-    whole = jnp.broadcast_to(jnp.array([0, 0, *size], jnp.int32), (count, 4))
-    place = coordinates(batch.get("window", whole), (size[0], size[1]))
-    return jnp.concatenate([image, place], axis=-1)
-
-
 def views(
-    config: ml_collections.ConfigDict, batch: Batch, keys: jax.Array
+    augmentation: ml_collections.ConfigDict, batch: Batch, keys: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """A batch with its pasted defects and augmented: `inputs` [B, H, W, C], masks [B, H, W]."""
+    """A batch with its pasted defects and augmented: images [B, H, W, C], masks [B, H, W]."""
     paste_keys, augment_keys = steps.split_keys(keys, 2)
-    image = to_float(batch["image"])
-    image, mask = paste(image, batch["mask"], batch, paste_keys)
-    moved, mask = move(config.augment, inputs(config, image, batch), mask, augment_keys)
-    image, place = jnp.split(moved, [image.shape[-1]], axis=-1)
-    return jnp.concatenate([alter(config.augment, image, augment_keys), place], axis=-1), mask
+    image, mask = paste(augmentation, to_float(batch["image"]), batch["mask"], batch, paste_keys)
+    return augment(augmentation, image, mask, augment_keys)
 
 
 def predictor(
@@ -121,15 +102,15 @@ def predictor(
 ) -> Callable[[State, Batch], dict[str, jax.Array]]:
     """The `predict` of a method whose segmenter is `model`, of the parameters of `player`.
 
-    Reads `eval.flip_average`, `method.coordinates`, `method.smoothing` and `method.top_fraction`.
-    Beside score and score map it gives `mask_logits` [B, H, W, K].
+    Reads `eval.flip_average`, `method.smoothing` and `method.top_fraction`. Beside score and score
+    map it gives `mask_logits` [B, H, W, K].
     """
     score = functools.partial(
         score_image,
         smoothing=config.method.smoothing,
         top_fraction=config.method.top_fraction,
     )
-    return functools.partial(_predict, config, model, score, player)
+    return functools.partial(_predict, model, score, config.eval.flip_average, player)
 
 
 def full_size(logits: Logits) -> jax.Array:
@@ -142,27 +123,16 @@ def log_odds(logits: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(logits[..., 1:], axis=-1) - logits[..., 0]
 
 
-def _init(
-    config: ml_collections.ConfigDict,
-    model: nn.Module,
-    tx: optax.GradientTransformation,
-    rng: jax.Array,
-    batch: Batch,
-) -> State:
-    image = inputs(config, to_float(batch["image"]), batch)
-    return init_state(model, tx, rng, batch | {"image": image})
-
-
 def _losses(
     model: nn.Module,
     losses: PixelLosses,
-    config: ml_collections.ConfigDict,
+    augmentation: ml_collections.ConfigDict,
     params: Any,
     state: State,
     batch: Batch,
     keys: jax.Array,
 ) -> tuple[jax.Array, steps.Aux]:
-    image, mask = views(config, batch, keys)
+    image, mask = views(augmentation, batch, keys)
     logits, batch_stats = apply_train(model, params, state.batch_stats, image)
     parts = losses(logits, mask)
     return sum(parts.values(), jnp.zeros(())), steps.Aux(batch_stats, parts)
@@ -193,9 +163,9 @@ def _shrink(mask: jax.Array, factor: int) -> jax.Array:
 
 
 def _predict(
-    config: ml_collections.ConfigDict,
     model: nn.Module,
     score: Any,
+    flip_average: bool,
     player: str | None,
     state: State,
     batch: Batch,
@@ -206,8 +176,8 @@ def _predict(
         logits: Any = model.apply(variables, image, train=False)
         return full_size(logits)
 
-    image = inputs(config, to_float(batch["image"]), batch)
-    if config.eval.flip_average:
+    image = to_float(batch["image"])
+    if flip_average:
         turns = ((), (1,), (2,), (1, 2))
         votes = [jax.nn.softmax(jnp.flip(label(jnp.flip(image, turn)), turn)) for turn in turns]
         logits = jnp.log(jnp.maximum(sum(votes) / len(votes), jnp.finfo(jnp.float32).tiny))

@@ -115,11 +115,8 @@ def test_crops_are_windows_and_those_around_a_defect_have_one(config, examples):
     numbers, centred = crops.order(config, 6, [np.array([0, 1, 5])], stream)
     corners = []
     for batch, row, on in zip(train_crops(config, examples, stream), numbers, centred, strict=True):
-        for image, mask, place, number, is_centred in zip(
-            *batch_of(batch), batch["window"], row, on, strict=True
-        ):
+        for image, mask, number, is_centred in zip(*batch_of(batch), row, on, strict=True):
             top, left = image[0, 0, 1], image[0, 0, 2]
-            np.testing.assert_array_equal(place, [top, left, 40, 60])
             window = np.s_[top : top + SIZE, left : left + SIZE]
             np.testing.assert_array_equal(image, examples.image[number][window])
             np.testing.assert_array_equal(mask, examples.mask[number][window])
@@ -185,58 +182,16 @@ def test_a_place_of_the_stream_has_the_same_crop_whenever_it_comes(config, examp
 
 
 def test_donors_show_a_whole_defect_in_the_middle(config, examples):
-    """On crops around nothing; those around a defect or a mistake get none."""
-    config.augment.update(paste_probability=1.0, paste_size=9)
-    config.data.update(defect_share=0.4, hard_share=0.3)
-    stream = places(config, 60)
-    _, centred = crops.order(config, 6, [np.array([0, 1, 5])], stream)
-    seen, counts = set(), []
-    for batch, on in zip(
-        train_crops(config, examples, stream, [(2, 11, 31)]), centred, strict=True
-    ):
+    config.augment.paste_probability = 1.0
+    config.augment.paste_size = 9
+    seen = set()
+    for batch in train_crops(config, examples, places(config, 20)):
         assert batch["donor_image"].shape == (8, 9, 9, 3)
-        has_donor = batch["donor_mask"].any((1, 2))
-        counts += has_donor.tolist()
-        assert not (has_donor & on).any()
-        for image, mask in zip(
-            batch["donor_image"][has_donor], batch["donor_mask"][has_donor], strict=True
-        ):
+        for image, mask in zip(batch["donor_image"], batch["donor_mask"], strict=True):
             np.testing.assert_array_equal(mask, np.pad(np.ones((3, 3)), 3))
             seen.add((image[4, 4, 0], image[4, 4, 1], image[4, 4, 2]))
     # The defect at the frame's border fits into no patch.
     assert seen == {(0, 20, 30), (1, 5, 5), (1, 30, 50)}
-    assert abs(np.mean(counts) - 0.3) < 0.05
-
-
-@pytest.mark.parametrize("probability", [0.5, 1.0])
-def test_defects_are_pasted_where_their_type_has_some(config, probability):
-    """Of frames of a type without any, where any type has some."""
-    masks = [spotted((10, 12)), spotted((30, 48)), spotted((28, 40))] + [spotted()] * 3
-    kinds = np.array(["pit", "dent", "dent", "pit", "dent", "good"])
-    examples = dataclasses.replace(make_examples(masks), defect_type=kinds)
-    config.data.defect_share = 0.0
-    config.augment.update(paste_probability=probability, paste_size=9)
-    spots = {"pit": [(10, 12)], "dent": [(30, 48), (28, 40)]}
-    spots["good"] = spots["pit"] + spots["dent"]
-    seen, pasted = {kind: [] for kind in spots}, []
-    for batch in train_crops(config, examples, places(config, 100)):
-        for number, donor, corner, window in zip(
-            batch["image"][:, 0, 0, 0],
-            batch["donor_mask"],
-            batch["donor_corner"],
-            batch["window"],
-            strict=True,
-        ):
-            pasted.append(donor.any())
-            assert ((corner >= 0) & (corner <= SIZE - 9)).all()
-            if donor.any():
-                seen[kinds[number]].append(corner + 4 + window[:2])
-    assert abs(np.mean(pasted) - probability) < 0.06
-    for kind, middles in seen.items():
-        distance = np.abs(np.array(middles)[:, None] - np.array(spots[kind])).max(-1)
-        assert (distance.min(1) <= 0.05 * 40 + 1).all()
-        assert len(set(map(tuple, middles))) > 8  # moved a little
-        assert set(distance.argmin(1)) == set(range(len(spots[kind])))
 
 
 def test_crops_of_frames_brought_to_a_height_are_those_of_frames_that_have_it(config, examples):
@@ -251,7 +206,7 @@ def test_crops_of_frames_brought_to_a_height_are_those_of_frames_that_have_it(co
         *(train_crops(config, each, places(config, 4)) for each in (examples, larger)),
         strict=True,
     ):
-        for name in ("mask", "label", "window", "donor_mask", "donor_corner"):
+        for name in ("mask", "label", "donor_mask"):
             np.testing.assert_array_equal(small[name], large[name])
         error = np.abs(small["image"].astype(int) - large["image"])
         assert error.max() <= 1  # at a frame's border the filter has one neighbour less
@@ -264,7 +219,6 @@ def test_small_frames_are_continued(config):
     np.testing.assert_array_equal(image[:, :, 1], np.minimum(np.indices((48, 64))[0], 39))
     np.testing.assert_array_equal(image[:, :, 2], np.minimum(np.indices((48, 64))[1], 59))
     assert mask[:40, :60].sum() == 9 == mask.sum()
-    np.testing.assert_array_equal(batch["window"], [[0, 0, 40, 60]] * len(batch["window"]))
 
 
 def test_no_defect_to_crop_is_told(config):

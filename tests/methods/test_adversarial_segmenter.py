@@ -49,7 +49,6 @@ def batch():
         "index": np.arange(count, dtype=np.int32),
         "donor_image": bright(rng, donor_mask),
         "donor_mask": donor_mask,
-        "donor_corner": rng.integers(0, SIZE[0] - PATCH, (count, 2)).astype(np.int32),
     }
 
 
@@ -103,7 +102,7 @@ def test_a_weight_pulls_the_segmenter_to_masks_that_are_taken_for_drawn(watched,
     alone, moved = (fit(1)[0].params["generator"] for _, fit in (watched, pulled))
     initial = jax.jit(watched[0].init)(jax.random.PRNGKey(0), batch)
     keys = steps.example_keys(initial.rng, batch["index"])
-    image = views(config, batch, keys)[0]
+    image = views(config.augment, batch, keys)[0]
     discriminator = models.make_discriminator(config, "group")
 
     def undrawn(params):

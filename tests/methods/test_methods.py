@@ -12,8 +12,7 @@ from defect_jax.errors import UserError
 from defect_jax.method import to_float
 from defect_jax.methods import make_method
 from defect_jax.methods.scoring import score_image
-from defect_jax.methods.segmenter import log_odds, pixel_losses, views
-from defect_jax.ops.coordinates import coordinates
+from defect_jax.methods.segmenter import log_odds, pixel_losses
 from defect_jax.train import parallel_steps, shard
 
 SIZE = (32, 32)
@@ -132,49 +131,6 @@ def test_the_average_over_flips_turns_with_the_image(residual_segmenter, batch):
         turned = method.predict(state, {**batch, "image": np.flip(batch["image"], axis)})
         for name in ("score_map", "mask_logits"):
             np.testing.assert_allclose(np.flip(turned[name], axis), plain[name], atol=2e-3)
-
-
-def test_the_place_in_the_frame_moves_with_the_image_and_nothing_else_changes_it():
-    config = segmenter_config()
-    config.method.coordinates = True
-    config.augment.update(flip_horizontal=True, flip_vertical=True, rotation=30.0)
-    config.augment.update(min_crop=0.7, max_crop=1.4)
-    place = coordinates(jnp.array([[10, 20, 60, 90]]), SIZE)
-    ramps = np.broadcast_to(np.pad((place + 1) * 127.5, ((0, 0),) * 3 + ((0, 1),)), (4, *SIZE, 3))
-    batch = {
-        "image": np.rint(ramps).astype(np.uint8),
-        "mask": np.zeros((4, *SIZE), np.uint8),
-        "window": np.tile([[10, 20, 60, 90]], (4, 1)),
-    }
-    keys = jax.random.split(jax.random.PRNGKey(0), 4)
-    seen, _ = views(config, batch, keys)
-    np.testing.assert_allclose(seen[..., 3:], 2 * seen[..., :2] - 1, atol=0.005)
-    assert np.ptp(seen[:, 0, 0, 3]) > 0.1  # each moved in a way of its own
-    config.augment.update(lighting_probability=1.0, gamma=0.5, contrast=0.5, noise=0.1)
-    lit, _ = views(config, batch, keys)
-    np.testing.assert_array_equal(lit[..., 3:], seen[..., 3:])
-    assert np.abs(lit[..., :3] - seen[..., :3]).max() > 0.05
-
-
-def test_only_a_segmenter_with_coordinates_sees_where_a_window_lies(batch):
-    for with_coordinates in (True, False):
-        config = segmenter_config()
-        config.method.coordinates = with_coordinates
-        method = make_method(config)
-        predict = jax.jit(method.predict)
-        state = jax.jit(method.init)(jax.random.PRNGKey(0), batch)
-        maps = [
-            predict(
-                state,
-                {"image": batch["image"], "window": np.tile(window, (len(batch["image"]), 1))},
-            )
-            for window in ([0, 0, 32, 32], [0, 0, 64, 64], [32, 0, 64, 64])
-        ]
-        first, *others = [one["score_map"] for one in maps]
-        for other in others:
-            assert np.allclose(first, other, atol=1e-6) != with_coordinates
-        whole = predict(state, {"image": batch["image"]})["score_map"]
-        np.testing.assert_allclose(whole, first, atol=1e-6)
 
 
 def test_levels_weigh_half_as_much_each():
