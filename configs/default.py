@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.fit = "resize"  # 'pad' keeps the aspect; 'crop' cuts whole frames, data/crops.py
     config.data.frame_height = 0  # pixels; of 'crop', brings frames to it, 0 keeps theirs
     config.data.defect_share = 0.0  # of the crops, around a defect
-    config.data.balance_types = False  # as many crops of each defect type
+    config.data.balance_types = False  # of those, as many of each defect type
     config.data.hard_share = 0.0  # of the crops, around a false alarm of the segmenter
     # Where decoded training images stay: 'device', 'memory' (of the host) or 'none' (decoded for
     # every batch); 'auto' takes the first of them that they fit.

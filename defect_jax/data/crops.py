@@ -22,7 +22,7 @@ from defect_jax.errors import UserError
 from defect_jax.ops.objects import label_regions
 
 # What random numbers are drawn for.
-_CENTRED, _DEFECTIVE, _WINDOW, _DONOR, _MISTAKE, _TYPE, _ANYWHERE = range(7)
+_CENTRED, _DEFECTIVE, _WINDOW, _DONOR, _MISTAKE, _TYPE = range(6)
 
 
 class Frame(NamedTuple):
@@ -39,41 +39,41 @@ class Frame(NamedTuple):
 
 def order(
     config: ml_collections.ConfigDict,
+    num_examples: int,
     groups: Sequence[np.ndarray],
-    defective: Sequence[np.ndarray],
     places: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which example is cropped at each place of the stream, and whether around a defect.
 
     Args:
         config: reads `seed` and `data.defect_share`, the share of crops around a defect.
-        groups: numbers of the examples, in groups that are drawn from equally often.
-        defective: of those with a defect likewise.
+        num_examples: how many there are.
+        groups: numbers of the defective ones, in groups that are drawn from equally often.
         places: [steps, b], as `pipeline.train_order` gives them.
 
     Returns:
         Numbers of examples int32, and booleans, both like `places`. Crops around a defect go
-        through each group in an order of its own, one permutation after another, and so do the
-        others.
+        through each group in an order of its own, one permutation after another; the others
+        through all examples.
 
     Raises:
         UserError: crops around defects are asked for, and no example has any.
     """
     share = config.data.defect_share
-    if share and not defective:
+    if share and not groups:
         raise UserError(f"data.defect_share is {share}, but no training image has a defect: set 0")
     count = int(places.max()) + 1
     centred = _generator(config, _CENTRED).random(count) < share
+    seeds = _generator(config, _DEFECTIVE).integers(2**32, size=len(groups))
+    drawn = _generator(config, _TYPE).integers(max(1, len(groups)), size=count)
+    streams = [(~centred, np.arange(num_examples), config.seed)]
+    for number, (group, seed) in enumerate(zip(groups, seeds, strict=True)):
+        streams.append((centred & (drawn == number), group, int(seed)))
     numbers = np.empty(count, np.int32)
-    for purpose, those, sets in ((_ANYWHERE, ~centred, groups), (_DEFECTIVE, centred, defective)):
-        seeds = _generator(config, purpose).integers(2**32, size=len(sets))
-        drawn = _generator(config, _TYPE).integers(max(1, len(sets)), size=count)
-        for number, (group, seed) in enumerate(zip(sets, seeds, strict=True)):
-            chosen = those & (drawn == number)
-            length = int(np.count_nonzero(chosen))
-            numbers[chosen] = group[
-                pipeline.batch_indices(int(seed), len(group), 1, 0, length)[:, 0]
-            ]
+    for chosen, group, seed in streams:
+        length = int(np.count_nonzero(chosen))
+        if length:  # without crops around defects there may be no defect to go round
+            numbers[chosen] = group[pipeline.batch_indices(seed, len(group), 1, 0, length)[:, 0]]
     return numbers[places], centred[places]
 
 
@@ -103,8 +103,8 @@ def train_crops(
     Args:
         config: reads `seed`, `data.image_size` (of a crop), `data.channels`,
             `data.frame_height`, `data.defect_share`, `data.balance_types` (whether the crops around
-            a defect, and those that lie anywhere, show each `defect_type` equally often),
-            `augment.paste_probability` and `augment.paste_size`.
+            a defect show each `defect_type` equally often), `augment.paste_probability` and
+            `augment.paste_size`.
         frames: of all examples.
         places: [steps, b] of the stream.
         mistakes: [n, 3] int, numbers of examples, rows and columns in their fitted images, around
@@ -118,10 +118,8 @@ def train_crops(
     Raises:
         UserError: see `order`; or no defect fits into a patch.
     """
-    everything = np.arange(len(frames))
-    defective = np.array([n for n in everything if frames[n].defects], int)
-    groups = [_groups(config, frames, one) for one in (everything, defective)]
-    numbers, centred = order(config, groups[0], groups[1], places)
+    groups = _groups(frames, config.data.balance_types)
+    numbers, centred = order(config, len(frames), groups, places)
     donors = _donors(frames, config.augment) if config.augment.paste_probability else None
     hard = _is_hard(config, places) & bool(len(mistakes))
     for row, *choices in zip(places, numbers, centred, hard, strict=True):
@@ -171,11 +169,10 @@ def _decode(data: ml_collections.ConfigDict, examples: Examples, number: int) ->
     return Frame(*padded, defects, str(examples.defect_type[number]))
 
 
-def _groups(
-    config: ml_collections.ConfigDict, frames: list[Frame], numbers: np.ndarray
-) -> list[np.ndarray]:
-    """Numbers of frames, all together or those of each type."""
-    if not config.data.balance_types:
+def _groups(frames: list[Frame], by_type: bool) -> list[np.ndarray]:
+    """The numbers of the frames with a defect, all together or those of each type."""
+    numbers = np.array([n for n, frame in enumerate(frames) if frame.defects], int)
+    if not by_type:
         return [numbers] if len(numbers) else []
     types = np.array([frames[n].defect_type for n in numbers])
     return [numbers[types == name] for name in np.unique(types)]
