@@ -1,0 +1,111 @@
+"""What is found where no label is, for eyes to judge."""
+
+import types
+
+import numpy as np
+import pytest
+
+from configs import bsdata_residual_unet
+from defect_jax import checkpoint, visualize
+from defect_jax.data import datasets
+from defect_jax.data.examples import Examples
+from experiments.bsdata import audit, ensemble
+
+SIZE = (400, 700)
+
+
+def found_at(*boxes):
+    values = np.zeros(SIZE, np.uint8)
+    for top, left, bottom, right in boxes:
+        values[top:bottom, left:right] = 1
+    return values
+
+
+@pytest.fixture
+def example():
+    """One pit drawn too wide, one found alone, and one of a single pixel in the corner."""
+    found = found_at((100, 100, 120, 120), (200, 500, 210, 530), (399, 699, 400, 700))
+    return {
+        "number": 0,
+        "filename": "data/a.jpg",
+        "defect_type": "type 1",
+        "class_map": found,
+        "score_map": found.astype(np.float32),
+        "mask": found_at((110, 110, 120, 120), (300, 300, 340, 340)),
+    }
+
+
+@pytest.fixture
+def image():
+    rows, columns = np.indices(SIZE)
+    return np.stack([rows % 256, columns % 256, 0 * rows], -1).astype(np.uint8)
+
+
+def test_a_false_alarm_shares_no_pixel_with_a_label(example, image):
+    wide, dot = audit.false_alarms(example, image)
+    assert (wide.defect.area, dot.defect.area) == (300, 1)
+    assert wide.image.shape == (audit.SIDE, audit.SIDE, 3)
+    assert wide.found.sum() == 300 and not wide.labelled.any()
+    np.testing.assert_array_equal(wide.image[0, 0], image[204 - 140, 514 - 140])
+    assert dot.image.shape == (141, 141, 3) and dot.found[-1, -1]  # cut off by the frame's border
+
+
+def test_a_picture_shows_labels_nearby(example, image):
+    example["mask"][205:215, 560:570] = 1
+    wide, _ = audit.false_alarms(example, image)
+    assert wide.labelled.sum() == 100
+
+
+@pytest.fixture
+def patched(monkeypatch, example, image):
+    """A run of two frames that looks at them in this way."""
+    frames = [example, example | {"filename": "data/b.jpg", "number": 1}]
+    frames[1]["class_map"] = found_at((10, 10, 40, 40), (120, 119, 121, 120))
+    frames[1]["score_map"] = frames[1]["class_map"].astype(np.float32)
+    count = len(frames)
+    examples = Examples(
+        np.stack([image] * count),
+        np.zeros((count, *SIZE), np.uint8),
+        np.zeros(count, np.int32),
+        np.full(count, "type 1"),
+        np.array([frame["filename"] for frame in frames]),
+    )
+    entry = ensemble.Entry("runs/one", bsdata_residual_unet.get_config())
+    monkeypatch.setattr(ensemble, "read_runs", lambda *_: [entry])
+    monkeypatch.setattr(checkpoint, "load_run", lambda _: types.SimpleNamespace(state={}))
+    monkeypatch.setattr(datasets, "load_split", lambda _, split: {"train": examples}[split])
+    monkeypatch.setattr(audit, "predictions", lambda *_: iter(frames))
+    return frames
+
+
+def test_the_largest_come_first_with_their_share_of_all_false_pixels(
+    patched, tmp_path, capsys, monkeypatch
+):
+    sheets = []
+    monkeypatch.setattr(visualize, "save", lambda figure, path: sheets.append((figure, path)))
+    audit.main(["--run", str(tmp_path), "--split=train", "--most=3"])
+    lines = capsys.readouterr().out.strip().split("\n")
+    # Of the pit that is drawn too wide 300 false pixels touch the label.
+    assert lines[0] == "1502 false pixels, 80.0 % of them in 4 false alarms off all labels"
+    assert lines[3] == "| 1 | data/b.jpg | type 1 | 24 | 24 | 900 | 59.9 |"
+    assert lines[4] == "| 2 | data/a.jpg | type 1 | 204 | 514 | 300 | 79.9 |"
+    assert [line[:4] for line in lines[3:-1]] == ["| 1 ", "| 2 ", "| 3 "]
+    ((figure, path),) = sheets
+    assert path == tmp_path / "eval" / "audit_train.png"
+    shown = [axes for axes in figure.axes if axes.images]
+    assert shown[0].get_title().split("\n") == ["1: b", "900 px²"]
+    assert len(shown) == 3
+    visualize.to_array(figure)  # draws
+
+
+def test_a_run_without_false_alarms_says_so(patched, tmp_path, capsys):
+    for frame in patched:
+        frame["class_map"] = np.zeros(SIZE, np.uint8)
+    audit.main(["--run", str(tmp_path), "--split=train"])
+    assert "has no false alarm" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_to_show_none_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="error: --most is 0: show at least one"):
+        audit.main(["--run", str(tmp_path), "--most=0"])
