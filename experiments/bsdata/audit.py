@@ -125,7 +125,7 @@ def sheet(alarms: Sequence[Alarm]) -> Figure:
             if region.any() and not region.all():
                 cell.contour(region, [0.5], colors=colour, linewidths=0.9)
         name = pathlib.PurePath(alarm.filename).stem
-        cell.set_title(f"{number}: {name}\n{alarm.defect.area} px²", fontsize=7)
+        cell.set_title(f"{number}: {name}\n{alarm.defect.area} px²", fontsize=6)
     return figure
 
 
