@@ -27,6 +27,8 @@ from defect_jax.paths import write_atomically
 _MARGIN = 4
 # Of a frame's false pixels so many are kept, drawn evenly, lest one frame outweighs all others.
 _MOST = 1000
+# Of a defect: a pixel above is called defective, wherever `eval.min_log_odds` cuts in the end.
+LOG_ODDS = 0.0
 
 NONE = np.zeros((0, 3), np.int32)
 
@@ -84,7 +86,8 @@ def find(config: ml_collections.ConfigDict, examples: Examples, predict: Predict
         predict: of the segmenter.
 
     Returns:
-        [n, 3] int32: numbers of examples, rows and columns in their fitted images.
+        [n, 3] int32: numbers of examples, rows and columns in their fitted images, of pixels whose
+        log-odds of a defect are above `LOG_ODDS`.
     """
     parts = [NONE]
     numbers = range(jax.process_index(), len(examples), jax.process_count())
@@ -92,7 +95,7 @@ def find(config: ml_collections.ConfigDict, examples: Examples, predict: Predict
     for number, (_, prediction) in zip(numbers, predicted, strict=True):
         mask = pipeline.fitted_mask(config.data, examples, number)
         height, width = mask.shape
-        called = prediction["score_map"][:height, :width] > config.eval.min_log_odds
+        called = prediction["score_map"][:height, :width] > LOG_ODDS
         if mask.any():  # else scipy takes distances from the corner
             called &= ndimage.distance_transform_edt(mask == 0) > _MARGIN
         pixels = np.argwhere(called)

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from configs import bsdata_adversarial, bsdata_residual_unet, mvtec_autoencoder
-from defect_jax import checkpoint, report, run
+from defect_jax import checkpoint, mining, report, run
 from defect_jax.data import datasets
 from defect_jax.data.examples import Examples
 from defect_jax.errors import UserError
@@ -297,8 +297,9 @@ def config(small):
     config.train.update(mine_every=2, checkpoint_every=1)
     config.method.supervised_levels = 2
     config.augment.paste_size = 20
-    config.eval.min_log_odds = -10.0  # so that any network makes mistakes
-    return config
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mining, "LOG_ODDS", -10.0)  # so that any network makes mistakes
+        yield config
 
 
 @pytest.fixture(scope="module")

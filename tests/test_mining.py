@@ -38,14 +38,16 @@ def test_mistakes_are_called_defective_and_lie_off_all_defects(config):
     mask[0, 20:30, 20:30] = 1
     image[0, 15:35, 15:35] = 255  # up to 5 pixels around the defect; 4 of them are its outline
     image[1, 40:43, 90] = 255
-    image[1, 10, 10] = 128  # not above the cut
+    image[1, 10, 10] = 128  # as likely as not
+    image[1, 30, 30] = 129
+    config.eval.min_log_odds = 5.0  # an eval field changes no training
     image[1, 0, 0] = 255  # of a frame without defects every pixel counts
     found = mining.find(config, make_examples(image, mask), bright_is_defective)
     of_first = found[found[:, 0] == 0, 1:]
     distance = np.linalg.norm(np.maximum(0, np.maximum(20 - of_first, of_first - 29)), axis=1)
     assert (distance > 4).all() and ((of_first >= 15) & (of_first < 35)).all()
     assert {(15, 15), (15, 25), (34, 34), (25, 15)} <= set(map(tuple, of_first))
-    of_second = [(1, 0, 0), (1, 40, 90), (1, 41, 90), (1, 42, 90)]
+    of_second = [(1, 0, 0), (1, 30, 30), (1, 40, 90), (1, 41, 90), (1, 42, 90)]
     np.testing.assert_array_equal(found[found[:, 0] == 1], of_second)
 
 
