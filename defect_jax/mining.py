@@ -27,7 +27,7 @@ from defect_jax.paths import write_atomically
 _MARGIN = 4
 # Of a frame's false pixels so many are kept, drawn evenly, lest one frame outweighs all others.
 _MOST = 1000
-# Of a defect: a pixel above is called defective, wherever `eval.min_log_odds` cuts in the end.
+# Above these a pixel is called defective; fixed, so that `eval.min_log_odds` changes no training.
 LOG_ODDS = 0.0
 
 NONE = np.zeros((0, 3), np.int32)

@@ -4,6 +4,7 @@ import types
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 
 from configs import bsdata_residual_unet
 from defect_jax import checkpoint, visualize
@@ -73,7 +74,8 @@ def patched(monkeypatch, example, image):
     entry = ensemble.Entry("runs/one", bsdata_residual_unet.get_config())
     monkeypatch.setattr(ensemble, "read_runs", lambda *_: [entry])
     monkeypatch.setattr(checkpoint, "load_run", lambda _: types.SimpleNamespace(state={}))
-    monkeypatch.setattr(datasets, "load_split", lambda _, split: {"train": examples}[split])
+    splits = {"train": examples, "test": examples.take(np.arange(0))}
+    monkeypatch.setattr(datasets, "load_split", lambda _, split: splits[split])
     monkeypatch.setattr(audit, "predictions", lambda *_: iter(frames))
     return frames
 
@@ -83,7 +85,7 @@ def test_the_largest_come_first_with_their_share_of_all_false_pixels(
 ):
     sheets = []
     monkeypatch.setattr(visualize, "save", lambda figure, path: sheets.append((figure, path)))
-    audit.main(["--run", str(tmp_path), "--split=train", "--most=3"])
+    audit.main(["--run", str(tmp_path), "--most=3"])
     lines = capsys.readouterr().out.strip().split("\n")
     # Of the pit that is drawn too wide 300 false pixels touch the label.
     assert lines[0] == "1502 false pixels, 80.0 % of them in 4 false alarms off all labels"
@@ -95,17 +97,30 @@ def test_the_largest_come_first_with_their_share_of_all_false_pixels(
     shown = [axes for axes in figure.axes if axes.images]
     assert shown[0].get_title().split("\n") == ["1: b", "900 px²"]
     assert len(shown) == 3
-    visualize.to_array(figure)  # draws
+    colours = [[one.get_edgecolor()[0] for one in axes.collections] for axes in shown]
+    of_label, of_alarm = (to_rgba(colour) for colour in (visualize.TRUTH, visualize.FOUND))
+    # Near the first alarm lies a labelled pit.
+    assert all(tuple(drawn[-1]) == of_alarm for drawn in colours)
+    assert [len(drawn) for drawn in colours] == [2, 1, 1]
+    assert tuple(colours[0][0]) == of_label
 
 
 def test_a_run_without_false_alarms_says_so(patched, tmp_path, capsys):
     for frame in patched:
         frame["class_map"] = np.zeros(SIZE, np.uint8)
-    audit.main(["--run", str(tmp_path), "--split=train"])
+    audit.main(["--run", str(tmp_path)])
     assert "has no false alarm" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
-def test_to_show_none_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match="error: --most is 0: show at least one"):
-        audit.main(["--run", str(tmp_path), "--most=0"])
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--most=0", "error: --most is 0: show at least one"),
+        ("--min_log_odds=nan", "error: eval.min_log_odds is nan: it must be finite"),
+        ("--split=test", "has no test images in .*: pass --root"),
+    ],
+)
+def test_what_cannot_be_shown_is_told(patched, tmp_path, flag, message):
+    with pytest.raises(SystemExit, match=message):
+        audit.main(["--run", str(tmp_path), flag])

@@ -47,6 +47,7 @@ def test_labels_agree_once_moved_onto_each_other():
         "KGT1-S-060-A03_crop_0.jpg": first,
     }
     assert controls.label_agreement(masks) == ((12 + 12) / (12 + 18), 2)
+    assert np.isnan(controls.label_agreement({})[0])
 
 
 def test_scores_by_hand():
@@ -127,6 +128,8 @@ def test_expected_figures_on_the_real_data(data_root, prepared, monkeypatch):
         "background": [0, 0, 0, 49.9, 2.5], "copy": [47.4, 68.5, 35.1, 73.7, 35.9]
     }  # fmt: skip
     assert round(100 * official["copy"]["object_recall"].value, 1) == 54.5
+    agreement, count = controls.label_agreement(masks)
+    assert (round(100 * agreement, 1), count) == (76.9, 297)
     for fold in controls.FOLDS["grouped"]:
         sides = controls.bsdata.split_names(entries, "grouped", fold, normals=False)
         train, test = ({name: masks[name] for name in sides[side]} for side in ("train", "test"))

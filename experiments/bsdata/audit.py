@@ -1,12 +1,12 @@
 """What a run calls a pit on labelled frames where no label is, largest first, for eyes to judge.
 
-    python experiments/bsdata/audit.py --run runs/official_0 --split=train
+    python experiments/bsdata/audit.py --run runs/official_0
 
 A label of BSData may leave out a pit. Who finds it is counted wrong, and who is trained on it
 unlearns pits. This draws a run's false alarms, those that share no pixel with a labelled pit, from
 the frames at their own resolution: a sheet of the largest, and a table that says how much of all
-false pixels they are. The other false pixels lie around labelled pits, which the run draws wider
-than the label. What looks like a pit is for the reader to say.
+false pixels they are. The others are of what overlaps a labelled pit and reaches beyond it. What
+looks like a pit is for the reader to say.
 """
 
 import argparse
@@ -25,7 +25,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 from defect_jax import checkpoint, runtime, visualize
 from defect_jax.data import datasets, pipeline
 from defect_jax.errors import UserError
-from defect_jax.evaluate import make_predict, predictions
+from defect_jax.evaluate import check_defect_fields, make_predict, predictions
 from defect_jax.methods import make_method
 from defect_jax.metrics import Example
 from defect_jax.ops.objects import Defect, find_defects
@@ -68,23 +68,36 @@ def false_alarms(example: Example, image: np.ndarray) -> list[Alarm]:
         pixels = tuple(defect.pixels.T)
         if labelled[pixels].any():
             continue
-        found = np.zeros_like(labelled)
-        found[pixels] = True
         top, left = (max(0, round(middle) - SIDE // 2) for middle in (defect.row, defect.column))
         inside = np.s_[top : top + SIDE, left : left + SIDE]
-        shown = (image[inside], found[inside], labelled[inside])
+        found = np.zeros_like(labelled)
+        found[pixels] = True
+        # Copies, so that no frame is kept for its alarms.
+        shown = (values[inside].copy() for values in (image, found, labelled))
         alarms.append(Alarm(example["filename"], example["defect_type"], defect, *shown))
     return alarms
 
 
-def audit(folder: pathlib.Path, root: str | None, split: str) -> tuple[list[Alarm], int]:
+def audit(
+    folder: pathlib.Path, root: str | None, split: str, min_log_odds: float | None
+) -> tuple[list[Alarm], int]:
     """A run's false alarms on a split, largest first, and the number of all its false pixels.
 
+    Args:
+        folder: of the run.
+        root: where BSData lies; None for where the run found it.
+        split: 'train' or 'test'.
+        min_log_odds: above which a pixel is a pit's; None for as the run has it.
+
     Raises:
-        UserError: no finished run of a segmenter on BSData, or a split without frames.
+        UserError: no finished run of a segmenter on BSData, a split without frames, or log-odds
+            that are not finite.
     """
     (entry,) = ensemble.read_runs([folder], root)
     config = entry.config
+    if min_log_odds is not None:
+        config.eval.min_log_odds = min_log_odds
+        check_defect_fields(config)
     examples = datasets.load_split(config, split)
     if not len(examples):
         raise UserError(f"{folder} has no {split} images in {config.data.root}: pass --root")
@@ -120,7 +133,7 @@ def sheet(alarms: Sequence[Alarm]) -> Figure:
     for cell in axes.flat:
         cell.axis("off")
     for number, (cell, alarm) in enumerate(zip(axes.flat, alarms, strict=False), start=1):
-        cell.imshow(alarm.image)
+        cell.imshow(alarm.image.squeeze(), cmap="gray")
         for region, colour in ((alarm.labelled, visualize.TRUTH), (alarm.found, visualize.FOUND)):
             if region.any() and not region.all():
                 cell.contour(region, [0.5], colors=colour, linewidths=0.9)
@@ -133,8 +146,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Looks for false alarms, prints the table of the largest and draws their sheet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=pathlib.Path, required=True, metavar="FOLDER")
-    parser.add_argument("--split", default="test", choices=("train", "test"))
+    parser.add_argument("--split", default="train", choices=("train", "test"))
     parser.add_argument("--root", help="clone of BSData, if no longer where it was")
+    parser.add_argument("--min_log_odds", type=float, help="instead of the run's own")
     parser.add_argument("--most", type=int, default=24, help="how many are shown")
     options = parser.parse_args(arguments)
     logging.set_verbosity(logging.ERROR)  # Orbax and tfds tell their inner life at INFO
@@ -142,7 +156,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if options.most < 1:
             raise UserError(f"--most is {options.most}: show at least one")
-        alarms, false_pixels = audit(options.run, options.root, options.split)
+        alarms, false_pixels = audit(options.run, options.root, options.split, options.min_log_odds)
     except UserError as error:
         sys.exit(f"error: {error}")
     if not alarms:

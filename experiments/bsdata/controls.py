@@ -12,8 +12,8 @@ as the mean with the background's IoU). On the folds grouped by place it finds n
 random splits like that of ZNet's authors, and by their own metric, it reaches 52.5 on average, with
 a standard deviation of 2.9 over five seeds; they report 46.5 for their network.
 
-At the end it says how well labels agree with each other: each one of type 2 with the one drawn four
-hours later, moved onto it.
+At the end it says how well labels agree with each other: each one of type 2 with that of the next
+frame of its place, moved onto it.
 """
 
 import argparse
@@ -119,12 +119,12 @@ def label_agreement(masks: Masks) -> tuple[float, int]:
     """How well two labels of the same pits agree, those of a frame and of the next of its place.
 
     The later mask is moved by whole pixels to where the two have most in common, so that neither
-    the camera nor the spindle has to stand still; that pits grow in between still counts against
-    them. What a network reaches against one of two such labels is bounded by how well that one is
-    drawn.
+    the camera nor the spindle has to stand still. What is left is how pits grow in between and how
+    differently they are drawn.
 
     Returns:
-        The IoU, pooled over all pairs of frames of type 2 of one size, and the number of pairs.
+        The IoU, pooled over all pairs of frames of type 2 of one size, NaN where there is no pit,
+        and the number of pairs.
     """
     places: dict[tuple[str, tuple[int, ...]], list[str]] = {}
     for name in sorted(filter(_is_type_2, masks), key=bsdata.taken_at):
@@ -136,7 +136,7 @@ def label_agreement(masks: Masks) -> tuple[float, int]:
         most = int(np.rint(signal.correlate(one, other, method="fft").max()))
         common += most
         either += int(one.sum() + other.sum()) - most
-    return common / either, len(pairs)
+    return common / either if either else np.nan, len(pairs)
 
 
 def as_markdown(split: str, measured: dict[str, list[protocol.Totals]]) -> str:
