@@ -157,19 +157,19 @@ def main(arguments: list[str] | None = None) -> None:
         if options.most < 1:
             raise UserError(f"--most is {options.most}: show at least one")
         alarms, false_pixels = audit(options.run, options.root, options.split, options.min_log_odds)
+        if not alarms:
+            print(f"{options.run} has no false alarm off all labels")
+            return
+        area = sum(alarm.defect.area for alarm in alarms)
+        print(
+            f"{false_pixels} false pixels, {100 * area / false_pixels:.1f} % of them in "
+            f"{len(alarms)} false alarms off all labels"
+        )
+        print("\n".join(as_markdown(alarms[: options.most], false_pixels)))
+        path = options.run / "eval" / f"audit_{options.split}.png"
+        visualize.save(sheet(alarms[: options.most]), path)
     except UserError as error:
         sys.exit(f"error: {error}")
-    if not alarms:
-        print(f"{options.run} has no false alarm off all labels")
-        return
-    area = sum(alarm.defect.area for alarm in alarms)
-    print(
-        f"{false_pixels} false pixels, {100 * area / false_pixels:.1f} % of them in "
-        f"{len(alarms)} false alarms off all labels"
-    )
-    print("\n".join(as_markdown(alarms[: options.most], false_pixels)))
-    path = options.run / "eval" / f"audit_{options.split}.png"
-    visualize.save(sheet(alarms[: options.most]), path)
     print(f"pictures: {path}")
 
 
