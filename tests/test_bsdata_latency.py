@@ -35,7 +35,8 @@ def predict(batch):
 )
 def test_in_pieces_the_map_is_that_of_the_image(way, taken, piece, count):
     config = bsdata_residual_unet.get_config()
-    config.eval.update(tile=(64, 96), overlap=16, batch_size=1)
+    # The map has whole numbers, so what merging rounds cannot move a pixel across the threshold.
+    config.eval.update(tile=(64, 96), overlap=16, batch_size=1, min_log_odds=1.25)
     examples = latency.draw_image(SIZE, 3)
     assert latency.set_way(config, way, SIZE) == taken
     seen = []
@@ -47,8 +48,7 @@ def test_in_pieces_the_map_is_that_of_the_image(way, taken, piece, count):
     found = latency.predict_one(config, examples, recorded)
     first = examples.image[0, ..., 0]
     np.testing.assert_allclose(found["score_map"], first - 128.0, atol=1e-4)
-    clear = first != 128
-    np.testing.assert_array_equal(found["class_map"][clear], first[clear] > 128)
+    np.testing.assert_array_equal(found["class_map"], first - 128.0 > 1.25)
     batch_size = eval_batch_size(config)  # the number of devices
     assert seen == [(batch_size, *piece, 3)] * -(-count // batch_size)
 
