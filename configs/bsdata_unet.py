@@ -28,7 +28,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.method.residual = False
     config.method.supervised_levels = 1
     config.method.patch_size = 1
-    config.method.contrast_sigma = 0.0
     config.method.losses = ("cross_entropy", "dice")
 
     config.augment.flip_horizontal = True

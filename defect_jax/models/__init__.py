@@ -102,7 +102,6 @@ def _segmenting_unet(config: ml_collections.ConfigDict) -> nn.Module:
         config,
         config.data.num_classes,
         _size(config, "patch_size"),
-        contrast_sigma=config.method.contrast_sigma,
         residual=field(config.method, "residual", "method"),
         supervised_levels=_size(config, "supervised_levels"),
     )

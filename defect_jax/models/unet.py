@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from defect_jax import errors
 from defect_jax.models import layers
-from defect_jax.ops.blur import blur
 
 
 class UNet(nn.Module):
@@ -42,7 +41,6 @@ class UNet(nn.Module):
     supervised_levels: int = 1
     patch_size: int = 1
     unit_range: bool = False
-    contrast_sigma: float = 0.0
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -69,8 +67,6 @@ class UNet(nn.Module):
         use_bias = self.normalization == "none"
         conv = functools.partial(layers.Conv, use_bias=use_bias, dtype=self.dtype)
         block = functools.partial(_block, conv, norm, self.residual)
-        if self.contrast_sigma:
-            x = jnp.concatenate([x, local_contrast(x, self.contrast_sigma)], axis=-1)
         x = _to_patches(x, self.patch_size)
         skips = []
         for level in range(self.depth):
@@ -90,14 +86,6 @@ class UNet(nn.Module):
         if self.supervised_levels > 1:
             return tuple(logits)
         return nn.sigmoid(logits[0]) if self.unit_range else logits[0]
-
-
-def local_contrast(x, sigma):
-    grey = x.mean(-1)
-    radius = int(2 * sigma)
-    deviation = grey - blur(grey, sigma, radius)
-    spread = jnp.sqrt(blur(deviation**2, sigma, radius) + 0.02**2)
-    return jax.lax.stop_gradient(deviation / spread)[..., None]
 
 
 def _block(conv: Any, norm: Any, residual: bool, x: jax.Array, features: int) -> jax.Array:
