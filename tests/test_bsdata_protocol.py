@@ -335,6 +335,8 @@ def test_a_given_cut_is_of_the_official_split_alone(monkeypatch):
     official, random = (one.config.eval for one in ensemble.read_runs(list(configs), None, cut))
     assert (official.min_log_odds, official.min_area) == (1.5, 20)
     assert (random.min_log_odds, random.min_area) == (0, 1)
+    with pytest.raises(UserError, match=r"min_log_odds and min_area would change nothing"):
+        ensemble.read_runs(list(configs)[1:], None, cut)
 
 
 # ----------------------------------------------------------------------------------- end to end

@@ -68,8 +68,8 @@ def read_runs(
         flip_average: whether runs predict the mean over four flips; None for as each has it.
 
     Raises:
-        UserError: no run there, one that is not finished, of another version or kind, or a bad
-            field.
+        UserError: no run there, one that is not finished, of another version or kind, a bad field,
+            or none on the official split to set `defect_fields` of.
     """
     entries = []
     for folder in folders:
@@ -90,6 +90,12 @@ def read_runs(
                 f"{error}"
             ) from error
         entries.append(Entry(folder, config))
+    if defect_fields and all(entry.config.data.split != "official" for entry in entries):
+        raise UserError(
+            f"{' and '.join(defect_fields)} would change nothing: they are chosen for the official "
+            "split, which none of the runs has. Of other runs, --mode=evaluate of defect_jax.main "
+            "takes them as --config.eval fields"
+        )
     return entries
 
 
