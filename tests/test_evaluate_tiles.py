@@ -92,6 +92,14 @@ def test_tiles_give_the_map_of_the_whole_image(tile, overlap, radius):
     assert error.max() > 10 * TOLERANCE
 
 
+def test_tiles_that_share_almost_all_give_the_map_of_the_whole_image():
+    """Where the second begins, the first still lies at the border of the image."""
+    image = blocks((224, 256))
+    config = make_config((192, 192), 160)
+    (tiled,) = predictions(config, make_examples([image]), reading_around(12))
+    np.testing.assert_allclose(tiled["score_map"], box_mean(image, 12), atol=TOLERANCE)
+
+
 def test_tiles_that_hardly_overlap_leave_seams():
     """So the tolerance of those that do is no empty promise."""
     image = blocks((64, 88))

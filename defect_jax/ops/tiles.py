@@ -60,7 +60,8 @@ def merge(
 
     A network sees less of what lies around a pixel near its tile's border, so within a quarter of
     the overlap of a border a tile counts a millionth of its neighbour. From there its weight rises
-    linearly, to its full one at three quarters.
+    linearly, to its full one at three quarters. Beyond the image's own border nothing is to be
+    seen, so there a tile has its full weight.
 
     Args:
         tiles: n arrays [h, w, ...] float.
@@ -73,7 +74,8 @@ def merge(
     """
     total, weights = np.zeros(0), np.zeros(size)
     for (row, column), tile in zip(starts, tiles, strict=True):
-        weight = _rise(tile.shape[0], overlap)[:, None] * _rise(tile.shape[1], overlap)
+        rows = _rise(row, tile.shape[0], size[0], overlap)
+        weight = rows[:, None] * _rise(column, tile.shape[1], size[1], overlap)
         window = np.s_[row : row + tile.shape[0], column : column + tile.shape[1]]
         if not total.size:
             total = np.zeros((*size, *tile.shape[2:]))
@@ -82,10 +84,12 @@ def merge(
     return (total / weights.reshape(*size, *[1] * (total.ndim - 2))).astype(np.float32)
 
 
-def _rise(length: int, overlap: int) -> np.ndarray:
-    """The weight [length] of a tile along one side."""
+def _rise(start: int, length: int, whole: int, overlap: int) -> np.ndarray:
+    """The weight [length] of a tile along one side of an image, `whole` pixels long."""
     if not overlap:
         return np.ones(length)
-    pixel = np.arange(length)
-    distance = np.minimum(pixel, length - 1 - pixel) + 0.5
+    middle = np.arange(length) + 0.5
+    before = middle if start > 0 else np.inf
+    after = length - middle if start + length < whole else np.inf
+    distance = np.broadcast_to(np.minimum(before, after), length)
     return np.clip((distance - overlap / 4) / (overlap / 2), 1e-6, 1)
