@@ -1,10 +1,12 @@
 """Hard negatives: what is called defective off all defects, and when it is looked for."""
 
+import types
+
 import numpy as np
 import pytest
 
 from configs import bsdata_residual_unet
-from defect_jax import mining
+from defect_jax import checkpoint, mining
 from defect_jax.data.examples import Examples
 from defect_jax.errors import UserError
 from defect_jax.methods import make_method
@@ -40,7 +42,7 @@ def test_mistakes_are_called_defective_and_lie_off_all_defects(config):
     image[1, 40:43, 90] = 255
     image[1, 10, 10] = 128  # as likely as not
     image[1, 30, 30] = 129
-    config.eval.min_log_odds = 5.0  # an eval field changes no training
+    config.eval.min_log_odds = 5.0  # changes no training
     image[1, 0, 0] = 255  # of a frame without defects every pixel counts
     found = mining.find(config, make_examples(image, mask), bright_is_defective)
     of_first = found[found[:, 0] == 0, 1:]
@@ -58,6 +60,35 @@ def test_mistakes_are_in_pixels_of_the_fitted_frame(config):
     found = mining.find(config, make_examples(image, mask), bright_is_defective)
     assert {(0, 20, 40), (0, 21, 41)} <= set(map(tuple, found))
     assert (np.abs(found - (0, 20.5, 40.5)) <= 1.5).all()
+
+
+def test_mistakes_do_not_depend_on_the_number_of_processes(config, tmp_path, monkeypatch):
+    """Of two, the first looks at frames 0 and 2, the second at 1 and 3."""
+    image = np.zeros((4, *SIZE), np.uint8)
+    image[:, 5, 7:9] = 255
+    examples = make_examples(image, 0 * image)
+    found = mining.find(config, examples, bright_is_defective)
+
+    def two_processes(work):
+        return [found[found[:, 0] % 2 == process] for process in (0, 1)]
+
+    monkeypatch.setattr(mining, "make_method", lambda config: None)
+    monkeypatch.setattr(mining, "make_predict", lambda method, state: None)
+    monkeypatch.setattr(mining.distributed, "everywhere", two_processes)
+    state = types.SimpleNamespace(step=10)
+    of_two = mining.mistakes_of_phase(config, state, examples, tmp_path, 10)
+    assert len(found) == 8
+    np.testing.assert_array_equal(of_two, found)
+
+
+@pytest.mark.parametrize(("field", "value"), [("tile", (64, 96)), ("overlap", 8)])
+def test_a_run_goes_on_with_the_tiles_that_its_mistakes_are_looked_for_by(config, field, value):
+    other = config.copy_and_resolve_references()
+    other.eval[field] = value
+    with pytest.raises(UserError, match=rf"eval\.{field} \("):
+        checkpoint.check_same_run("runs/a", other, config)
+    config.data.hard_share = other.data.hard_share = 0.0
+    checkpoint.check_same_run("runs/a", other, config)
 
 
 def test_no_frame_outweighs_all_others(config):
