@@ -109,6 +109,8 @@ def test_tables_of_all_splits(bsdata_root, prepared, capsys):
     assert printed.count("**") == 2
     with pytest.raises(SystemExit, match=r"error: .*nowhere"):
         controls.main([f"--root={bsdata_root / 'nowhere'}"])
+    with pytest.raises(SystemExit, match=r"error: data\.fold is -1"):
+        controls.main([f"--root={bsdata_root}", f"--cache_dir={prepared}", "--random=-1"])
 
 
 def test_expected_figures_on_the_real_data(data_root, prepared, monkeypatch):

@@ -188,7 +188,7 @@ def rasterise(label: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
             (str(shape["label"]), shape.get("shape_type", "polygon"), shape["points"])
             for shape in content["shapes"]
         ]
-        stated = (content["imageHeight"], content["imageWidth"])
+        stated = (int(content["imageHeight"]), int(content["imageWidth"]))
     except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{label} is no labelme file ({_reason(error)}): restore it") from error
     if stated != size:
@@ -219,8 +219,9 @@ def _outline(label: pathlib.Path, points: Any, size: tuple[int, int]) -> list[tu
         corners = np.asarray(points, float).reshape(len(points), 2)
     except (ValueError, TypeError) as error:
         raise UserError(f"{label} has a polygon whose points are not (x, y): correct it") from error
-    if len(corners) < 3:
-        raise UserError(f"{label} has a polygon of {len(corners)} points: a polygon has at least 3")
+    distinct = len(np.unique(corners, axis=0))
+    if distinct < 3:
+        raise UserError(f"{label} has a polygon of {distinct} points: a polygon has at least 3")
     if not ((corners >= -1) & (corners <= np.array(size[::-1]) + 1)).all():
         raise UserError(f"{label} has a polygon that leaves the image: correct its points")
     return [tuple(corner) for corner in corners.tolist()]

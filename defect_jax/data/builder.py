@@ -220,8 +220,8 @@ def _defective(image: Image.Image) -> np.ndarray:
     elif image.mode not in ("1", "L", "F") and not image.mode.startswith("I"):
         image = image.convert("RGB")
     # JPEG leaves faint ripples around the outline, which are no defect.
-    lowest = 128 if is_jpeg else 1
-    return np.any(np.atleast_3d(np.asarray(image) >= lowest), axis=-1)
+    values = np.atleast_3d(np.asarray(image))
+    return np.any(values >= 128 if is_jpeg else values != 0, axis=-1)
 
 
 def _class_ids(path: pathlib.Path, image: Image.Image, num_classes: int) -> np.ndarray:

@@ -177,11 +177,12 @@ def make_segmenter(config: ml_collections.ConfigDict) -> nn.Module:
     K is `config.data.num_classes`.
 
     Raises:
-        UserError: unknown name, or the config lacks a field of the network.
+        UserError: unknown name, too few or too many classes, or the config lacks a field of the
+            network.
     """
-    if config.data.num_classes < 2:
+    if not 2 <= config.data.num_classes <= 256:
         raise UserError(
             f"data.num_classes is {config.data.num_classes}: a segmenter has at least 2, "
-            "background and a defect"
+            "background and a defect, and at most 256, as masks have a byte for each pixel"
         )
     return lookup(SEGMENTERS, config.method.model, "method.model")(config)

@@ -167,11 +167,11 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         masks = load_masks(options.root, options.cache_dir)
         content = (to_path(options.root).expanduser() / "image_data.json").read_text("utf-8")
+        for split in folds:
+            measured = measure_split(masks, json.loads(content)["images"], split, folds[split])
+            print(as_markdown(split, measured) + "\n", flush=True)
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
-    for split in folds:
-        measured = measure_split(masks, json.loads(content)["images"], split, folds[split])
-        print(as_markdown(split, measured) + "\n", flush=True)
     agreement, count = label_agreement(masks)
     print(f"labels of type 2 against those of the next frame, {count} pairs: IoU {agreement:.1%}")
 

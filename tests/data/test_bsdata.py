@@ -245,6 +245,7 @@ def test_truncated_image(data, root):
         "{}",
         '{"shapes": [{}], "imageHeight": 12, "imageWidth": 20}',
         '{"shapes": null, "imageHeight": 12, "imageWidth": 20}',
+        '{"shapes": [], "imageHeight": "tall", "imageWidth": 20}',
         "\ud800",
     ],
 )
@@ -260,6 +261,7 @@ def test_json_that_is_not_labelme(data, root, content):
     [
         ([], "0 points"),
         (SQUARE[:2], "2 points"),
+        ([SQUARE[0], SQUARE[1], SQUARE[0]], "2 points"),
         ([[1, 2], [3], [4, 5]], "not (x, y)"),
         ([1, 2, 3], "not (x, y)"),
         (None, "not (x, y)"),

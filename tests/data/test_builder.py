@@ -153,6 +153,12 @@ def test_mask_is_one_where_any_colour_is(tmp_path, mode, value):
     assert size == classes.shape
 
 
+def test_mask_of_floats_is_one_where_it_is_not_black(tmp_path):
+    pixels = np.array([[0, 0.3], [0.7, 1]], np.float32)
+    data, _ = builder.encode_mask(save(tmp_path / "mask.tif", pixels), 2)
+    np.testing.assert_array_equal(decode(data)[..., 0], [[0, 1], [1, 1]])
+
+
 def test_jpeg_mask_keeps_its_outline(tmp_path):
     classes = np.zeros((40, 40), bool)
     classes[10:27, 13:30] = True
