@@ -12,7 +12,7 @@ from defect_jax import errors
 from defect_jax.models import layers
 
 ACTIVATIONS = {"relu": nn.relu, "gelu": functools.partial(nn.gelu, approximate=False)}
-GATES = {"relu": nn.relu, "sigmoid": nn.sigmoid}
+GATES = ACTIVATIONS | {"sigmoid": nn.sigmoid}
 
 # PyTorch's ConvTranspose2d(kernel 3, stride 2, padding 1, output_padding 1).
 _DOUBLING = ((1, 2), (1, 2))
@@ -52,7 +52,7 @@ class ZNet(nn.Module):
     Attributes:
         num_classes: channels of the result; theirs has 2.
         activation: 'relu' as in their code, or 'gelu' as in their figure.
-        gate: what ends the gates: 'relu' as in their code, or 'sigmoid'.
+        gate: what ends the gates: 'relu' as in their code, 'gelu' or 'sigmoid'.
         dtype: of the computation; parameters and the result are float32.
         axis_name: mapped axis to average batch statistics over; see `layers.normalization`.
     """

@@ -68,7 +68,9 @@ def _by_hand(variables, x, activation, gate):
     return block("classes", block("classes_mix", y))
 
 
-@pytest.mark.parametrize(("activation", "gate"), [("relu", "relu"), ("gelu", "sigmoid")])
+@pytest.mark.parametrize(
+    ("activation", "gate"), [("relu", "relu"), ("gelu", "sigmoid"), ("gelu", "gelu")]
+)
 def test_equals_its_layers_written_out(activation, gate, variables_of):
     module = znet.ZNet(activation=activation, gate=gate)
     x = np.random.default_rng(0).uniform(size=(2, 32, 48, 3)).astype(np.float32)
