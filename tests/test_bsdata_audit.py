@@ -60,7 +60,8 @@ def test_a_picture_shows_labels_nearby(example, image):
 @pytest.fixture
 def patched(monkeypatch, example, image):
     """A run of two frames that looks at them in this way."""
-    frames = [example, example | {"filename": "data/b.jpg", "number": 1}]
+    other = {"filename": "data/b.jpg", "number": 1, "defect_type": "type 2"}
+    frames = [example, example | other]
     frames[1]["class_map"] = found_at((10, 10, 40, 40), (120, 119, 121, 120))
     frames[1]["score_map"] = frames[1]["class_map"].astype(np.float32)
     count = len(frames)
@@ -87,9 +88,11 @@ def test_the_largest_come_first_with_their_share_of_all_false_pixels(
     monkeypatch.setattr(visualize, "save", lambda figure, path: sheets.append((figure, path)))
     audit.main(["--run", str(tmp_path), "--most=3"])
     lines = capsys.readouterr().out.strip().split("\n")
+    # 100 of 100 + 601 + 1600 pixels, and none of 901 + 1700.
+    assert lines.pop(0) == "IoU, pooled, in percent: all frames 2.0, type 1 4.3, type 2 0.0"
     # Of the pit that is drawn too wide 300 false pixels touch the label.
     assert lines[0] == "1502 false pixels, 80.0 % of them in 4 false alarms off all labels"
-    assert lines[3] == "| 1 | data/b.jpg | type 1 | 24 | 24 | 900 | 59.9 |"
+    assert lines[3] == "| 1 | data/b.jpg | type 2 | 24 | 24 | 900 | 59.9 |"
     assert lines[4] == "| 2 | data/a.jpg | type 1 | 204 | 514 | 300 | 79.9 |"
     assert [line[:4] for line in lines[3:-1]] == ["| 1 ", "| 2 ", "| 3 "]
     ((figure, path),) = sheets

@@ -6,7 +6,7 @@ A label of BSData may leave out a pit. Who finds it is counted wrong, and who is
 unlearns pits. This draws a run's false alarms, those that share no pixel with a labelled pit, from
 the frames at their own resolution: a sheet of the largest, and a table that says how much of all
 false pixels they are. The others are of what overlaps a labelled pit and reaches beyond it. What
-looks like a pit is for the reader to say.
+looks like a pit is for the reader to say. The IoU on these frames says what the run has learned.
 """
 
 import argparse
@@ -34,6 +34,21 @@ from experiments.bsdata import ensemble
 # A side of each picture of the sheet, in pixels of the frame, and how many stand in a row.
 SIDE = 280
 COLUMNS = 6
+
+
+class Pixels(NamedTuple):
+    """How many pixels of some frames are pits' by label and found, found alone, and missed."""
+
+    true: int
+    false: int
+    missed: int
+
+    def add(self, example: Example) -> "Pixels":
+        """With those of one more frame, as `evaluate.predictions` yields it."""
+        found, labelled = example["class_map"] > 0, example["mask"] > 0
+        parts = (found & labelled, found & ~labelled, labelled & ~found)
+        counts = (int(np.count_nonzero(part)) for part in parts)
+        return Pixels(*(before + more for before, more in zip(self, counts, strict=True)))
 
 
 class Alarm(NamedTuple):
@@ -80,8 +95,8 @@ def false_alarms(example: Example, image: np.ndarray) -> list[Alarm]:
 
 def audit(
     folder: pathlib.Path, root: str | None, split: str, min_log_odds: float | None
-) -> tuple[list[Alarm], int]:
-    """A run's false alarms on a split, largest first, and the number of all its false pixels.
+) -> tuple[list[Alarm], dict[str, Pixels]]:
+    """A run's false alarms on a split, largest first, and its pixels by the type of frames.
 
     Args:
         folder: of the run.
@@ -102,15 +117,22 @@ def audit(
     if not len(examples):
         raise UserError(f"{folder} has no {split} images in {config.data.root}: pass --root")
     predict = make_predict(make_method(config), checkpoint.load_run(folder).state)
-    alarms, false_pixels = [], 0
+    alarms, pixels = [], dict[str, Pixels]()
     for example in tqdm.tqdm(
         predictions(config, examples, predict), str(folder), len(examples), unit=" images"
     ):
         image = pipeline.native_image(examples, example["number"], config.data.channels)
         alarms += false_alarms(example, image)
-        false = (example["class_map"] > 0) & (example["mask"] == 0)
-        false_pixels += int(np.count_nonzero(false))
-    return sorted(alarms, key=lambda alarm: -alarm.defect.area), false_pixels
+        defect_type = example["defect_type"]
+        pixels[defect_type] = pixels.get(defect_type, Pixels(0, 0, 0)).add(example)
+    return sorted(alarms, key=lambda alarm: -alarm.defect.area), pixels
+
+
+def describe(pixels: dict[str, Pixels]) -> str:
+    """The IoU of pits pooled over all frames, and over those of each type."""
+    pooled = {"all frames": Pixels(*map(sum, zip(*pixels.values(), strict=True)))} | pixels
+    parts = [f"{name} {100 * one.true / max(1, sum(one)):.1f}" for name, one in pooled.items()]
+    return f"IoU, pooled, in percent: {', '.join(parts)}"
 
 
 def as_markdown(alarms: Sequence[Alarm], false_pixels: int) -> Iterator[str]:
@@ -156,7 +178,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if options.most < 1:
             raise UserError(f"--most is {options.most}: show at least one")
-        alarms, false_pixels = audit(options.run, options.root, options.split, options.min_log_odds)
+        alarms, pixels = audit(options.run, options.root, options.split, options.min_log_odds)
+        print(describe(pixels))
+        false_pixels = sum(one.false for one in pixels.values())
         if not alarms:
             print(f"{options.run} has no false alarm off all labels")
             return
