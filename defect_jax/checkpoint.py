@@ -53,7 +53,8 @@ class Run(NamedTuple):
         state: the restored State.
         predict: Batch -> dict of arrays, jitted, bound to the state; UserError where the images
             are not uint8 [B, H, W, C] of the size and channels that the run was trained on. Runs
-            on crops take any size that their network takes.
+            on crops take any size that their network takes, of the height `data.frame_height`
+            where that is set.
     """
 
     config: ml_collections.ConfigDict
