@@ -142,9 +142,9 @@ def test_an_unread_field_is_found(small, reads_of_runs):
 PARAMETERS = {
     "quickstart": 1_050_599,
     "bsdata_unet": 1_942_594,
-    "bsdata_residual_unet": 2_035_326,
+    "bsdata_residual_unet": 2_033_480,
     "bsdata_znet": 4_395_009,
-    "bsdata_adversarial": 2_215_134,
+    "bsdata_adversarial": 2_741_256,
     "mvtec_autoencoder": 1_050_599,
     "mvtec_ssim_net": 2_082_118,
     "mvtec_ssim_net_lite": 611_330,
