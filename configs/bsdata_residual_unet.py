@@ -62,7 +62,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.tile = (256, 640)  # a whole frame of type 2
     config.eval.overlap = 64  # pixels that neighbouring tiles share at least
     config.eval.flip_average = True
-    config.eval.scales = (0.75, 0.875, 1.0, 1.25)  # with four flips, 16 views of each image
     # By calibrate.py on a tuning fold: at 0 what is found reaches beyond its labels.
     config.eval.min_log_odds = 1.25
     return config

@@ -46,5 +46,4 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.checkpoint_every = 100
     config.eval.batch_size = 4
     config.eval.flip_average = False
-    config.eval.scales = (1.0,)
     return config

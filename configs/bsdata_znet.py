@@ -35,5 +35,4 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.num_steps = 7900  # 50 epochs of 316 images
     config.train.checkpoint_every = 500
     config.eval.flip_average = False
-    config.eval.scales = (1.0,)
     return config

@@ -20,7 +20,6 @@ from defect_jax.errors import UserError
 from defect_jax.evaluate import Predict, make_predict, predict_tiles
 from defect_jax.method import State
 from defect_jax.methods import make_method
-from defect_jax.methods.segmenter import ONE_VIEW
 from defect_jax.paths import write_atomically
 
 # Nearer to a defect than this a false pixel is one of its outline, which the crops around defects
@@ -67,7 +66,7 @@ def mistakes_of_phase(
             raise UserError(f"{path} is missing: restore it, or go back with --step={start}")
         return np.load(io.BytesIO(path.read_bytes()))
     single = config.copy_and_resolve_references()
-    single.eval.update(ONE_VIEW)
+    single.eval.flip_average = False
     predict = make_predict(make_method(single), state)
     found = np.concatenate(distributed.everywhere(lambda: find(single, examples, predict)))
     found = found[np.argsort(found[:, 0], kind="stable")]  # whatever the number of processes

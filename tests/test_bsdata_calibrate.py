@@ -111,7 +111,7 @@ def test_runs_of_another_split_are_refused(monkeypatch):
     monkeypatch.setattr(
         ensemble,
         "read_runs",
-        lambda folders, root, views: [entry("a", 0), entry("b", 0, 0, "grouped")],
+        lambda folders, root, flip_average: [entry("a", 0), entry("b", 0, 0, "grouped")],
     )
     with pytest.raises(UserError, match=r"b is a run of data.split 'grouped'"):
         calibrate.open_tuning([], None)

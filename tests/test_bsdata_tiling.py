@@ -9,7 +9,6 @@ from configs import bsdata_residual_unet, bsdata_unet
 from defect_jax import checkpoint
 from defect_jax.data import datasets
 from defect_jax.data.examples import concatenate
-from defect_jax.methods.segmenter import ONE_VIEW
 from experiments.bsdata import ensemble, latency, tiling
 
 SIZE = (330, 500)
@@ -81,8 +80,8 @@ def test_images_are_taken_evenly_and_added_up(config, image, monkeypatch):
     entry = ensemble.Entry("runs/crops", config)
     expected = [tiling.Difference(pixels=number) for number in range(len(tiling.TILINGS))]
 
-    def read_runs(folders, root, views):
-        assert (folders, root, views) == (["runs/crops"], "here", ONE_VIEW)
+    def read_runs(folders, root, flip_average):
+        assert (folders, root, flip_average) == (["runs/crops"], "here", False)
         return [entry]
 
     def score_maps(config, one, predict):

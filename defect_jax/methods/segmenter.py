@@ -28,13 +28,9 @@ from defect_jax.method import (
     to_float,
 )
 from defect_jax.methods.scoring import score_image
-from defect_jax.ops import tiles
 
 # [B, H, W, K], or a tuple of them, each of half the size of the one before.
 Logits = jax.Array | tuple[jax.Array, ...]
-# What of `config.eval` lets a segmenter see each image once, as it is.
-ONE_VIEW: dict[str, Any] = {"flip_average": False, "scales": (1.0,)}
-FLIPS = ((), (1,), (2,), (1, 2))  # the axes along which a view of [B, H, W, C] is turned over
 TrainStep = Callable[[State, Batch], tuple[State, Metrics]]
 PixelLosses = Callable[[Logits, jax.Array], dict[str, jax.Array]]
 
@@ -44,9 +40,9 @@ def segmenter(config: ml_collections.ConfigDict) -> Method:
 
     Reads from `config.method`: `model` (a name of `models.SEGMENTERS`) and its fields, `losses`
     (names of `SEGMENTATION_LOSSES`, added up; see `pixel_losses`), `smoothing` and
-    `top_fraction` (see `score_image`); the number of classes is `config.data.num_classes`. With
-    `config.eval.flip_average` and `config.eval.scales` it predicts the mean over several views of
-    an image (see `predictor`). The score map is the log-odds of a pixel being no background.
+    `top_fraction` (see `score_image`); the number of classes is `config.data.num_classes`. Where
+    `config.eval.flip_average` is set it predicts the mean over four flips of the image. The score
+    map is the log-odds of a pixel being no background.
     """
     model = models.make_segmenter(config)
     tx = optim.make_optimizer(config.optimizer, config.train.num_steps)
@@ -106,24 +102,15 @@ def predictor(
 ) -> Callable[[State, Batch], dict[str, jax.Array]]:
     """The `predict` of a method whose segmenter is `model`, of the parameters of `player`.
 
-    Reads `eval.flip_average`, `eval.scales`, `method.smoothing` and `method.top_fraction`. Beside
-    score and score map it gives `mask_logits` [B, H, W, K]. These are of the mean probability over
-    the views of the image: enlarged by each of the scales, to the nearest multiple of `tiles.GRID`
-    pixels a side, and at each as it is or in its four flips.
-
-    Raises:
-        UserError: no scales, or one that is not above 0.
+    Reads `eval.flip_average`, `method.smoothing` and `method.top_fraction`. Beside score and score
+    map it gives `mask_logits` [B, H, W, K].
     """
-    scales = tuple(config.eval.scales)
-    if not scales or min(scales) <= 0:
-        raise UserError(f"eval.scales is {scales}: give at least one, each above 0; 1.0 for none")
     score = functools.partial(
         score_image,
         smoothing=config.method.smoothing,
         top_fraction=config.method.top_fraction,
     )
-    turns = FLIPS if config.eval.flip_average else FLIPS[:1]
-    return functools.partial(_predict, model, score, scales, turns, player)
+    return functools.partial(_predict, model, score, config.eval.flip_average, player)
 
 
 def full_size(logits: Logits) -> jax.Array:
@@ -178,37 +165,22 @@ def _shrink(mask: jax.Array, factor: int) -> jax.Array:
 def _predict(
     model: nn.Module,
     score: Any,
-    scales: tuple[float, ...],
-    turns: tuple[tuple[int, ...], ...],
+    flip_average: bool,
     player: str | None,
     state: State,
     batch: Batch,
 ) -> dict[str, jax.Array]:
     variables = optim.trained_variables(state, player)
+
+    def label(image: jax.Array) -> jax.Array:
+        logits: Any = model.apply(variables, image, train=False)
+        return full_size(logits)
+
     image = to_float(batch["image"])
-    size = image.shape[1:3]
-
-    def label(scale: float) -> list[jax.Array]:
-        scaled = _resize(image, size if scale == 1 else _scaled(size, scale))
-        turned = jnp.concatenate([jnp.flip(scaled, turn) for turn in turns])
-        logits: Any = model.apply(variables, turned, train=False)
-        views = jnp.split(_resize(full_size(logits), size), len(turns))
-        return [jnp.flip(view, turn) for view, turn in zip(views, turns, strict=True)]
-
-    votes = [vote for scale in scales for vote in label(scale)]
-    if len(votes) == 1:
-        (logits,) = votes
+    if flip_average:
+        turns = ((), (1,), (2,), (1, 2))
+        votes = [jax.nn.softmax(jnp.flip(label(jnp.flip(image, turn)), turn)) for turn in turns]
+        logits = jnp.log(jnp.maximum(sum(votes) / len(votes), jnp.finfo(jnp.float32).tiny))
     else:
-        mean = sum(jax.nn.softmax(vote) for vote in votes) / len(votes)
-        logits = jnp.log(jnp.maximum(mean, jnp.finfo(jnp.float32).tiny))
+        logits = label(image)
     return score(log_odds(logits)) | {"mask_logits": logits}
-
-
-def _scaled(size: tuple[int, ...], scale: float) -> tuple[int, ...]:
-    return tuple(max(1, round(side * scale / tiles.GRID)) * tiles.GRID for side in size)
-
-
-def _resize(values: jax.Array, size: tuple[int, ...]) -> jax.Array:
-    """[B, H, W, C] to another (H, W), bilinearly, smoothed first where it gets smaller."""
-    shape = (values.shape[0], *size, values.shape[3])
-    return values if shape == values.shape else jax.image.resize(values, shape, "linear")

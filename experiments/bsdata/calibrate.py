@@ -12,8 +12,7 @@ ensemble to be cut has. The best pair's IoU is the best of many, so report that 
 import argparse
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from absl import logging
@@ -125,14 +124,14 @@ def describe(groups: Sequence[ensemble.Group]) -> str:
 
 
 def open_tuning(
-    folders: Sequence[pathlib.Path], root: str | None, views: Mapping[str, Any] | None = None
+    folders: Sequence[pathlib.Path], root: str | None, flip_average: bool | None = None
 ) -> list[ensemble.Group]:
     """The groups of runs on the folds of 'tuning'.
 
     Raises:
         UserError: see `ensemble.read_runs`; or a run of another split.
     """
-    entries = ensemble.read_runs(folders, root, views=views)
+    entries = ensemble.read_runs(folders, root, flip_average=flip_average)
     for entry in entries:
         if entry.config.data.split != "tuning":
             raise UserError(
@@ -147,12 +146,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=pathlib.Path, nargs="+", required=True, metavar="FOLDER")
     parser.add_argument("--root", help="clone of BSData, if no longer where it was")
-    ensemble.add_views(parser)
+    ensemble.add_flip_average(parser)
     options = parser.parse_args(arguments)
     logging.set_verbosity(logging.ERROR)  # Orbax and tfds tell their inner life at INFO
     runtime.set_up()
     try:
-        groups = open_tuning(options.runs, options.root, ensemble.given_views(options))
+        groups = open_tuning(options.runs, options.root, options.flip_average)
         iou = score_grid(groups)
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -19,7 +19,6 @@ from defect_jax.data.examples import Examples
 from defect_jax.errors import UserError
 from defect_jax.evaluate import check_defect_fields, make_predict, predictions
 from defect_jax.methods import SUPERVISED, make_method
-from defect_jax.methods.segmenter import ONE_VIEW
 from defect_jax.metrics import Example, bootstrap_weights
 from defect_jax.ops.objects import remove_small
 from defect_jax.train import phase_ends
@@ -58,7 +57,7 @@ def read_runs(
     folders: Sequence[pathlib.Path],
     root: str | None = None,
     defect_fields: Mapping[str, float] | None = None,
-    views: Mapping[str, Any] | None = None,
+    flip_average: bool | None = None,
 ) -> list[Entry]:
     """Reads the configs of runs, and makes sure that they can be measured.
 
@@ -68,7 +67,7 @@ def read_runs(
         defect_fields: what to set of `eval.min_log_odds` and `eval.min_area` for runs on the
             official split. They are chosen on its training frames, which other splits test on, so
             runs on these have `UNCUT`, whatever their configs say.
-        views: what to set of `ONE_VIEW`, see `given_views`; the runs keep the rest.
+        flip_average: whether runs predict the mean over four flips; None for as each has it.
 
     Raises:
         UserError: no run there, one that is not finished, of another version or kind, a bad field,
@@ -78,14 +77,13 @@ def read_runs(
     for folder in folders:
         config = checkpoint.read_config(folder)
         try:
-            config.eval.update(views or {})
             _check(folder, config)
             if root is not None:
                 config.data.root = root
-            if config.data.split == "official":
-                config.eval.update(defect_fields or {})
-            else:
-                config.eval.update(UNCUT)
+            official = config.data.split == "official"
+            config.eval.update((defect_fields or {}) if official else UNCUT)
+            if flip_average is not None:
+                config.eval.flip_average = flip_average
             check_defect_fields(config)
             pipeline.check(config)
         except (AttributeError, KeyError) as error:
@@ -103,34 +101,21 @@ def read_runs(
     return entries
 
 
-def add_views(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of `given_views`."""
+def add_flip_average(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags `--flip_average` and `--no-flip_average`."""
     parser.add_argument(
         "--flip_average",
         action=argparse.BooleanOptionalAction,
-        help="predict the mean over four flips, or without them, whatever the runs have",
+        help="predict the mean over four flips, or one view, whatever the runs have",
     )
-    parser.add_argument(
-        "--scales",
-        type=float,
-        nargs="+",
-        metavar="SCALE",
-        help="predict the mean over the image enlarged by each of these, whatever the runs have",
-    )
-
-
-def given_views(options: argparse.Namespace) -> dict[str, Any]:
-    """Which views of an image runs are to predict the mean of: fields of `ONE_VIEW` -> values."""
-    values = {name: getattr(options, name) for name in ONE_VIEW}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def group_runs(entries: Sequence[Entry]) -> list[Group]:
     """Groups runs by split and fold, in the order in which these first come.
 
     Raises:
-        UserError: two runs of one group that are the same run, or that predict the mean over
-            different views of an image.
+        UserError: two runs of one group that are the same run, or of which one alone predicts the
+            mean over flips.
     """
     members: dict[tuple[str, int], list[Entry]] = {}
     for entry in entries:
@@ -139,9 +124,11 @@ def group_runs(entries: Sequence[Entry]) -> list[Group]:
         members.setdefault(key, []).append(entry)
     groups = [Group(*key, tuple(group)) for key, group in members.items()]
     for group in groups:
-        for field in ONE_VIEW:
-            if len({str(entry.config.eval[field]) for entry in group.entries}) > 1:
-                raise UserError(f"the runs on {group.name} differ in eval.{field}: pass --{field}")
+        if len({entry.config.eval.flip_average for entry in group.entries}) > 1:
+            raise UserError(
+                f"the runs on {group.name} differ in eval.flip_average: pass --flip_average or "
+                "--no-flip_average"
+            )
         seen: dict[str, pathlib.Path] = {}
         for entry, fields in zip(group.entries, differences(group.entries), strict=True):
             twin = seen.setdefault(repr(fields), entry.folder)

@@ -10,10 +10,10 @@ decoded image to the class of each of its pixels, in float32 unless the config s
     tiles   one at a time, those of the config, or of bsdata_residual_unet.py where it has none
     shrunk  to the size, or the height, at which the network was trained, and the map back
 
-with one view of the image, the mean over four flips, and that over the views of the config. Each
-row is measured in a process of its own. Its peak memory is the maximum resident set of that
-process, nothing taken off: Python and its libraries, compiling, parameters with their optimizer's
-state, as evaluation loads them, and what malloc keeps of freed memory (see `defect_jax.runtime`).
+with one view of the image or the mean over four flips. Each row is measured in a process of its
+own. Its peak memory is the maximum resident set of that process, nothing taken off: Python and its
+libraries, compiling, parameters with their optimizer's state, as evaluation loads them, and what
+malloc keeps of freed memory (see `defect_jax.runtime`).
 """
 
 import argparse
@@ -23,7 +23,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import ml_collections
@@ -40,7 +39,6 @@ from defect_jax.errors import UserError, require
 from defect_jax.evaluate import Predict, at_native_size, make_predict, predictions
 from defect_jax.method import State
 from defect_jax.methods import SUPERVISED, make_method
-from defect_jax.methods.segmenter import FLIPS, ONE_VIEW
 from defect_jax.metrics import Example
 from defect_jax.ops import tiles
 from experiments.scaling import Point, alone, peak_bytes
@@ -50,6 +48,7 @@ FRESH: dict[str, Callable[[], ml_collections.ConfigDict]] = {
     "bsdata_znet": bsdata_znet.get_config,
 }
 SIZE = (645, 1540)  # height, width of the larger frames of type 2
+VIEWS = {1: False, 4: True}  # of the image -> eval.flip_average
 
 
 def open_network(source: str) -> tuple[ml_collections.ConfigDict, State | None]:
@@ -97,15 +96,6 @@ def set_way(config: ml_collections.ConfigDict, way: str, size: tuple[int, int]) 
     return f"tiles of {tile[0]}x{tile[1]}, overlap {config.eval.overlap}: {count}"
 
 
-def views(config: ml_collections.ConfigDict) -> dict[int, dict[str, Any]]:
-    """How many views of an image -> fields of `config.eval`: one, four flips, and as configured."""
-    configured = {name: config.eval[name] for name in ONE_VIEW}
-    return {
-        len(fields["scales"]) * (len(FLIPS) if fields["flip_average"] else 1): fields
-        for fields in (ONE_VIEW, ONE_VIEW | {"flip_average": True}, configured)
-    }
-
-
 def draw_image(size: tuple[int, int], channels: int) -> Examples:
     """One image of noise, decoded; what is on an image makes no difference."""
     image = np.random.default_rng(0).integers(0, 256, (1, *size, channels), np.uint8)
@@ -123,9 +113,7 @@ def predict_one(config: ml_collections.ConfigDict, examples: Examples, predict: 
     return at_native_size(config, examples, 0, pixels, {n: v[0] for n, v in predicted.items()})
 
 
-def measure(
-    source: str, way: str, eval_fields: dict[str, Any], size: tuple[int, int], repeats: int
-) -> Point:
+def measure(source: str, way: str, views: int, size: tuple[int, int], repeats: int) -> Point:
     """The median of the seconds that a prediction takes, and this process's peak of bytes.
 
     To be called once in a process, before it computes anything.
@@ -135,7 +123,7 @@ def measure(
     jax.config.update("jax_enable_compilation_cache", False)
     config, state = open_network(source)
     set_way(config, way, size)
-    config.eval.update(eval_fields, batch_size=1)
+    config.eval.update(flip_average=VIEWS[views], batch_size=1)
     method = make_method(config)
     if state is None:
         state = jax.jit(method.init)(jax.random.PRNGKey(0), checkpoint.example_batch(config))
@@ -159,12 +147,11 @@ def as_markdown(sources: Sequence[str], size: tuple[int, int], repeats: int) -> 
     ]
     for source in sources:
         for way in ways(open_network(source)[0]):
-            config, _ = open_network(source)
-            text = set_way(config, way, size)
-            for count, fields in views(config).items():
-                point = alone(functools.partial(measure, source, way, fields, size, repeats))
+            text = set_way(open_network(source)[0], way, size)
+            for views in VIEWS:
+                point = alone(functools.partial(measure, source, way, views, size, repeats))
                 figures = f"{point['seconds']:.2f} | {point['bytes'] / 2**30:.2f}"
-                lines.append(f"| {source} | {text} | {count} | {figures} |")
+                lines.append(f"| {source} | {text} | {views} | {figures} |")
     return "\n".join(lines)
 
 

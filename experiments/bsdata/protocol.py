@@ -354,15 +354,14 @@ def main(arguments: list[str] | None = None) -> None:
     cut = "for the official split, from calibrate.py, instead of the runs' own"
     parser.add_argument("--min_log_odds", type=float, help=cut)
     parser.add_argument("--min_area", type=int, help=cut)
-    ensemble.add_views(parser)
+    ensemble.add_flip_average(parser)
     options = parser.parse_args(arguments)
     cuts = {"min_log_odds": options.min_log_odds, "min_area": options.min_area}
     logging.set_verbosity(logging.ERROR)  # Orbax and tfds tell their inner life at INFO
     runtime.set_up()
     try:
         given = {name: value for name, value in cuts.items() if value is not None}
-        views = ensemble.given_views(options)
-        entries = ensemble.read_runs(options.runs, options.root, given, views)
+        entries = ensemble.read_runs(options.runs, options.root, given, options.flip_average)
         check_one_method(entries)
         measured = [measure(group) for group in ensemble.group_runs(entries)]
         checkpoint.write_json(options.out / "protocol.json", as_json(measured))

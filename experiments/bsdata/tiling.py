@@ -28,7 +28,6 @@ from defect_jax.data.examples import Examples
 from defect_jax.errors import UserError
 from defect_jax.evaluate import Predict, make_predict, predict_tiles
 from defect_jax.methods import make_method
-from defect_jax.methods.segmenter import ONE_VIEW
 from defect_jax.ops import tiles
 from experiments.bsdata import ensemble
 
@@ -91,7 +90,7 @@ def compare(folder: pathlib.Path, root: str | None, num_images: int) -> list[Dif
     Raises:
         UserError: no finished run of a segmenter on crops of BSData, or one without test images.
     """
-    (entry,) = ensemble.read_runs([folder], root, views=ONE_VIEW)
+    (entry,) = ensemble.read_runs([folder], root, flip_average=False)
     config = entry.config
     if config.data.fit != "crop":
         raise UserError(f"{folder} takes its images whole: give a run with data.fit 'crop'")

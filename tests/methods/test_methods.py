@@ -8,7 +8,6 @@ import pytest
 
 from configs import bsdata_unet, mvtec_autoencoder
 from defect_jax import optim
-from defect_jax.data.tensorflow_quietly import tf
 from defect_jax.errors import UserError
 from defect_jax.method import to_float
 from defect_jax.methods import make_method
@@ -86,7 +85,7 @@ def residual_segmenter(batch):
         supervised_levels=2,
         losses=("outline_cross_entropy", "batch_dice", "focal_tversky"),
     )
-    config.eval.update(flip_average=True, scales=(1.0, 2.0))
+    config.eval.flip_average = True
     return fit(config, batch, 80)
 
 
@@ -125,38 +124,13 @@ def test_a_segmenter_finds_what_it_was_taught(name, request, batch):
     np.testing.assert_array_equal(prediction["score_map"] > 0, found == 1)
 
 
-def test_the_average_over_views_turns_with_the_image(residual_segmenter, batch):
+def test_the_average_over_flips_turns_with_the_image(residual_segmenter, batch):
     method, state, _ = residual_segmenter
     plain = method.predict(state, batch)
     for axis in (1, 2):
         turned = method.predict(state, {**batch, "image": np.flip(batch["image"], axis)})
         for name in ("score_map", "mask_logits"):
             np.testing.assert_allclose(np.flip(turned[name], axis), plain[name], atol=2e-3)
-
-
-def test_a_view_at_a_scale_is_of_the_enlarged_image(segmenter, batch):
-    """As TensorFlow resizes; and of several scales the probabilities are averaged."""
-    _, state, _ = segmenter
-
-    def logits(scales, image=batch["image"]):
-        config = segmenter_config()
-        config.eval.scales = scales
-        return make_method(config).predict(state, {**batch, "image": image})["mask_logits"]
-
-    enlarged = tf.image.resize(batch["image"], (64, 64)).numpy()
-    expected = tf.image.resize(logits((1.0,), enlarged), SIZE, antialias=True)
-    large = logits((1.9,))  # to the nearest multiple of 32 pixels
-    np.testing.assert_allclose(large, expected, atol=1e-3)
-    mean = (jax.nn.softmax(logits((1.0,))) + jax.nn.softmax(large)) / 2
-    np.testing.assert_allclose(jax.nn.softmax(logits((1.0, 1.9))), mean, atol=1e-5)
-
-
-@pytest.mark.parametrize("scales", [(), (1.0, 0.0)])
-def test_scales_that_are_none_are_refused(scales):
-    config = segmenter_config()
-    config.eval.scales = scales
-    with pytest.raises(UserError, match=r"eval\.scales"):
-        make_method(config)
 
 
 def test_levels_weigh_half_as_much_each():
