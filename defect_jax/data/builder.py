@@ -29,7 +29,7 @@ from defect_jax.paths import is_remote, resolve, to_writable_path
 Generators = Mapping[str, Callable[[], Iterable[dict]]]
 
 # Raise it when the same source is to be prepared differently: the fingerprint holds it.
-_VERSION = "1.0.0"
+_VERSION = "1.0.1"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 _PNG_END = b"IEND\xaeB`\x82"
 _UNREADABLE = (
