@@ -188,12 +188,12 @@ def rasterise(label: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
             (str(shape["label"]), shape.get("shape_type", "polygon"), shape["points"])
             for shape in content["shapes"]
         ]
-        stated = (int(content["imageHeight"]), int(content["imageWidth"]))
+        stated = (content["imageHeight"], content["imageWidth"])
     except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{label} is no labelme file ({_reason(error)}): restore it") from error
     if stated != size:
         raise UserError(
-            f"{label} states {stated[1]}x{stated[0]} pixels, its image has {size[1]}x{size[0]}: "
+            f"{label} states {stated[1]!r}x{stated[0]!r} pixels, its image has {size[1]}x{size[0]}: "
             "they must be equal"
         )
     if not shapes:

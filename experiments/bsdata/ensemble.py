@@ -24,7 +24,8 @@ from defect_jax.ops.objects import remove_small
 from defect_jax.train import phase_ends
 
 BOOTSTRAP_SAMPLES = 1000
-UNCUT = {"min_log_odds": 0.0, "min_area": 1}  # fields of config.eval: what is likelier a pit
+# Of config.eval: whatever is likelier a pit than not.
+UNCUT = {"min_log_odds": 0.0, "min_area": 1}
 
 
 class Entry(NamedTuple):
