@@ -193,8 +193,8 @@ def rasterise(label: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
         raise UserError(f"{label} is no labelme file ({_reason(error)}): restore it") from error
     if stated != size:
         raise UserError(
-            f"{label} states {stated[1]!r}x{stated[0]!r} pixels, its image has {size[1]}x{size[0]}: "
-            "they must be equal"
+            f"{label} states {stated[1]!r}x{stated[0]!r} pixels, its image has "
+            f"{size[1]}x{size[0]}: they must be equal"
         )
     if not shapes:
         raise UserError(f"{label} has no shapes: remove it or label the image")
