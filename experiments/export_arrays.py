@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
+from defect_jax import runtime
 from defect_jax.data import arrays, datasets, pipeline
 from defect_jax.errors import UserError, lookup
 
@@ -58,4 +59,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "out"])
-    app.run(main)
+    app.run(main, flags_parser=runtime.parse_flags)

@@ -75,17 +75,28 @@ def get_config():
     config.eval.update(batch_size=3, bootstrap_samples=20, num_shown=3, max_flagged_pixels=20)
     return config
 """
+CROPS = CONFIG.replace(
+    "    return config",
+    """
+    config.data.update(fit="crop", image_size=(16, 16), defect_share=0.5, hard_share=0.5)
+    config.train.update(num_steps=50, mine_every=20)
+    config.optimizer.learning_rate = 1.0
+    config.eval.update(tile=(64, 64), overlap=16)
+    return config""",
+)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> pathlib.Path:
-    """Holds a config and its images: 13 to train on, some good, and 7 to test."""
+    """Holds configs and their images: 13 to train on, some good, and 7 to test."""
     folder = tmp_path_factory.mktemp("distributed")
     (folder / "config.py").write_text(CONFIG)
+    (folder / "crops.py").write_text(CROPS)
     images = np.random.default_rng(0).integers(60, 255, (20, 16, 32, 3)).astype(np.uint8)
     masks = np.zeros((20, 16, 32), np.uint8)
     masks[::2, 4:9, 10:20] = 1
     images[masks > 0] //= 3
+    images[:, 11:14, 26:29] //= 3  # looks like a defect and is none
     arrays = {"train_image": images[:13], "train_mask": masks[:13]}
     arrays |= {"test_image": images[13:], "test_mask": masks[13:]}
     np.savez(folder / "parts.npz", **arrays)
@@ -96,9 +107,12 @@ def folder(tmp_path_factory) -> pathlib.Path:
 def start(folder, quick_environment):
     """Starts a process of a run."""
 
-    def start(run: str, devices: int = 1, *flags: str, fault: str = "", **variables: str):
-        command = [sys.executable, "-c", MAIN.format(fault=fault), f"--config={folder}/config.py"]
-        command += [f"--workdir={folder / run}", f"--config.data.root={folder}/parts.npz", *flags]
+    def start(
+        run: str, devices: int = 1, *flags: str, fault: str = "", config="config", **variables: str
+    ):
+        command = [sys.executable, "-c", MAIN.format(fault=fault)]
+        command += [f"--config={folder / config}.py", f"--workdir={folder / run}"]
+        command += [f"--config.data.root={folder}/parts.npz", *flags]
         return subprocess.Popen(
             command,
             cwd=ROOT,
@@ -111,10 +125,10 @@ def start(folder, quick_environment):
     return start
 
 
-def start_pair(start, run: str, first: str = "", second: str = "") -> list[subprocess.Popen]:
+def start_pair(start, run: str, first: str = "", second: str = "", config: str = "config"):
     port = free_port()
     return [
-        start(run, 1, *flags_of(port, number), fault=fault)
+        start(run, 1, *flags_of(port, number), fault=fault, config=config)
         for number, fault in enumerate((first, second))
     ]
 
@@ -180,9 +194,9 @@ def pair(folder, start) -> dict:
     return {"workdir": workdir, "saved": saved, "prints": finish(by_variables)} | ended
 
 
-def losses(workdir: pathlib.Path) -> list[float]:
+def losses(workdir: pathlib.Path, num_steps: int = NUM_STEPS) -> list[float]:
     rows = report.read_metrics(workdir / "metrics.jsonl")
-    assert [row["step"] for row in rows] == list(range(LOG_EVERY, NUM_STEPS + 1, LOG_EVERY))
+    assert [row["step"] for row in rows] == list(range(LOG_EVERY, num_steps + 1, LOG_EVERY))
     return [row["loss"] for row in rows]
 
 
@@ -220,6 +234,18 @@ def test_two_processes_give_the_results_of_one(alone, pair):
         ]
         names = [[row["filename"] for row in table] for table in tables]
         assert names[0] == names[1] and names[0] == sorted(names[0])
+
+
+def test_two_processes_learn_from_the_mistakes_that_one_finds(folder, start):
+    """Half of the crops lie around one of them, from the twentieth step on."""
+    one = start("crops", 2, config="crops")
+    finish([one, *start_pair(start, "crops_pair", config="crops")])
+    alone, pair = folder / "crops", folder / "crops_pair"
+    for step in (20, 40):
+        mistakes = [np.load(run / "mistakes" / f"{step}.npy") for run in (alone, pair)]
+        np.testing.assert_array_equal(*mistakes)
+        assert len(set(mistakes[0][:, 0] % 2)) == 2  # each process finds some
+    np.testing.assert_allclose(losses(alone, 50), losses(pair, 50), rtol=1e-4)
 
 
 def test_two_processes_write_the_files_of_one(alone, pair):

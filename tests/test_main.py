@@ -32,6 +32,19 @@ def test_bad_input_is_one_line_and_a_status(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("flag", "advice"),
+    [("config.train.num_step", "did you mean num_steps?"), ("config.eval.tile", "see the config")],
+)
+def test_a_field_that_the_config_lacks_is_named(tmp_path, flag, advice):
+    """Before there is a config that `run` could look at."""
+    result = main("--config=configs/quickstart.py", f"--workdir={tmp_path / 'run'}", f"--{flag}=3")
+    assert result.returncode == 1
+    (line,) = result.stderr.strip().splitlines()
+    field = flag.rpartition(".")[2]
+    assert line.startswith(f"error: --{flag}: the config has no field '{field}': {advice}")
+
+
 @pytest.fixture
 def config(shrink):
     return shrink(mvtec_autoencoder.get_config())

@@ -1,7 +1,5 @@
 """Hard negatives: what is called defective off all defects, and when it is looked for."""
 
-import types
-
 import numpy as np
 import pytest
 
@@ -60,25 +58,6 @@ def test_mistakes_are_in_pixels_of_the_fitted_frame(config):
     found = mining.find(config, make_examples(image, mask), bright_is_defective)
     assert {(0, 20, 40), (0, 21, 41)} <= set(map(tuple, found))
     assert (np.abs(found - (0, 20.5, 40.5)) <= 1.5).all()
-
-
-def test_mistakes_do_not_depend_on_the_number_of_processes(config, tmp_path, monkeypatch):
-    """Of two, the first looks at frames 0 and 2, the second at 1 and 3."""
-    image = np.zeros((4, *SIZE), np.uint8)
-    image[:, 5, 7:9] = 255
-    examples = make_examples(image, 0 * image)
-    found = mining.find(config, examples, bright_is_defective)
-
-    def two_processes(work):
-        return [found[found[:, 0] % 2 == process] for process in (0, 1)]
-
-    monkeypatch.setattr(mining, "make_method", lambda config: None)
-    monkeypatch.setattr(mining, "make_predict", lambda method, state: None)
-    monkeypatch.setattr(mining.distributed, "everywhere", two_processes)
-    state = types.SimpleNamespace(step=10)
-    of_two = mining.mistakes_of_phase(config, state, examples, tmp_path, 10)
-    assert len(found) == 8
-    np.testing.assert_array_equal(of_two, found)
 
 
 @pytest.mark.parametrize(("field", "value"), [("tile", (64, 96)), ("overlap", 8)])
