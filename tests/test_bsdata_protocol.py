@@ -90,10 +90,12 @@ def test_znet_s_metric_shrinks_bilinearly_before_it_cuts():
     assert znet(one, four) == pytest.approx(1 / 5)
 
 
-def test_znet_s_metric_is_the_mean_over_images():
-    mask = box(7, 1, 1, 3, measures.ZNET_SIZE)
-    first, second = (measures.ZNet.from_example(example(p, mask)) for p in (mask, 0 * mask))
-    assert first.merge(second).compute()["znet"].value == pytest.approx((1 + 1 / 4) / 2)
+def test_at_znet_s_size_there_is_the_mean_over_images_and_the_pooled_iou():
+    small, large = (box(7, 1, 1, width, measures.ZNET_SIZE) for width in (3, 9))
+    first = measures.ZNet.from_example(example(0 * small, small))
+    figures = first.merge(measures.ZNet.from_example(example(large, large))).compute()
+    assert figures["znet"].value == pytest.approx((1 / 4 + 1) / 2)
+    assert figures["iou_256x512"].value == pytest.approx(9 / 12)
 
 
 def test_mean_of_both_classes():

@@ -57,15 +57,18 @@ class TwoClass:
 
 @dataclasses.dataclass(frozen=True)
 class ZNet:
-    """The foreground's IoU as ZNet's authors count it (`acc_miou_p` of their Evaluator.py).
+    """The foreground's IoU at the size and the threshold of ZNet's authors.
 
-    Truth and the predicted probability of a pit are shrunk to 256x512 bilinearly and cut at 0.5;
-    the figure is the mean over images of (TP + 1) / (|predicted| + |true| - TP + 1). Whatever
-    threshold and minimum area the class map was made with have no part in it. A missed pit that
-    shrinks to few pixels is paid for: 1 / (|true| + 1).
+    Truth and the predicted probability of a pit are shrunk to 256x512 bilinearly and cut at 0.5.
+    Whatever threshold and minimum area the class map was made with have no part in it. `znet` is
+    counted as by them (`acc_miou_p` of their Evaluator.py), the mean over images of
+    (TP + 1) / (|predicted| + |true| - TP + 1): a missed pit that shrinks to few pixels is paid for
+    with 1 / (|true| + 1). `iou_256x512` pools the pixels of all images; of large files, those of
+    type 1, it counts fewer than the IoU at their own resolution does.
 
     Attributes:
-        sums: [1 + B, 2] float64, per resampling: the images' figures, and their number.
+        sums: [1 + B, 4] float64, per resampling: the images' figures, their number, and pixels that
+            are pits in both maps and in either.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("score_map", "mask")
@@ -79,15 +82,17 @@ class ZNet:
         true = _shrink(example["mask"] != 0)
         hits = np.count_nonzero(predicted & true)
         union = np.count_nonzero(predicted | true)
-        return cls(case_weights(example)[:, None] * np.array([(hits + 1) / (union + 1), 1.0]))
+        counts = np.array([(hits + 1) / (union + 1), 1.0, hits, union])
+        return cls(case_weights(example)[:, None] * counts)
 
     def merge(self, other: "ZNet") -> "ZNet":
         """Returns the state after the examples of both."""
         return ZNet(self.sums + other.sums)
 
     def compute(self) -> dict[str, Estimate]:
-        """Returns `znet`, in [0, 1]."""
-        return {"znet": ratio(*self.sums.T)}
+        """Returns `znet` and `iou_256x512`, in [0, 1]."""
+        figure, number, hits, union = self.sums.T
+        return {"znet": ratio(figure, number), "iou_256x512": ratio(hits, union)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@
 The runs are of one method. Those with the same `data.split` and `data.fold` form a group. Each run
 of it is measured, and where there are several their ensemble: the mean of their probabilities, cut
 like that of a run. The figures are in percent of pixels or pits at the resolution of the files,
-with 95 % intervals over bootstrapped images; only ZNet's is of maps shrunk to 256x512, see
+with 95 % intervals over bootstrapped images; only two are of maps shrunk to 256x512, see
 `measures.ZNet`. Of a split with several folds there is one more table: pooled over the folds, as
 each image is tested once, but of random splits their mean and sample standard deviation.
 
@@ -54,6 +54,7 @@ FIGURES = {
     "dice_per_image_type 2": "Dice, mean of images of type 2",
     "dice_per_image_type 1": "Dice, mean of images of type 1",
     "znet": "ZNet's IoU at 256x512",
+    "iou_256x512": "foreground IoU at 256x512, pooled",
     "object_recall": "recall of pits",
     "object_precision": "precision of pits",
     "object_f1": "F1 of pits",
