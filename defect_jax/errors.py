@@ -29,6 +29,12 @@ def require_within(value: float, least: float, most: float, name: str) -> None:
         raise UserError(f"{name} is {value}: it must be {bounds}")
 
 
+def require_size(value: Collection, name: str) -> None:
+    """Raises UserError where `value` is not a height and a width in pixels."""
+    if len(value) != 2 or not all(isinstance(side, int) and side > 0 for side in value):
+        raise UserError(f"{name} is {tuple(value)}: it must be a height and a width, as (256, 256)")
+
+
 def field(node: ml_collections.ConfigDict, name: str, path: str) -> Any:
     """Returns the field `name` of a config's node, whose path is `path`.
 

@@ -65,6 +65,8 @@ def config(shrink):
         ("method.losses", ("l7",), "unknown method.losses 'l7': choose one of l1, l2, msgms"),
         ("method.residual", "l7", "unknown method.residual 'l7'"),
         ("data.image_size", (100, 100), "128"),
+        ("data.image_size", (256,), "data.image_size is (256,): it must be a height and a width"),
+        ("data.image_size", (0, 64), "data.image_size is (0, 64): it must be a height"),
         ("train.batch_size", 0, "train.batch_size is 0"),
         ("optimizer.learning_rate", float("inf"), "learning_rate is inf: it must be a finite"),
         ("train.log_every", 0, "train.log_every is 0: it must be at least 1"),

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from defect_jax.data.examples import Examples
-from defect_jax.errors import UserError, field, require
+from defect_jax.errors import UserError, field, require, require_size
 from defect_jax.ops import tiles
 
 HostBatch = dict[str, np.ndarray]
@@ -36,6 +36,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     require(data.fit, FITS, "data.fit")
     require(data.cache, CACHES, "data.cache")
     require(data.channels, CHANNELS, "data.channels")
+    require_size(data.image_size, "data.image_size")
     least = data.image_size[0] if data.fit == "crop" else 0
     if data.frame_height and (data.fit != "crop" or data.frame_height < least):
         raise UserError(
@@ -46,8 +47,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     if data.fit == "crop":
         require(data.cache, ("auto", "memory"), "data.cache for data.fit 'crop'")
         tile, overlap = field(config.eval, "tile", "eval"), field(config.eval, "overlap", "eval")
-        if len(tile) != 2:
-            raise UserError(f"eval.tile is {tuple(tile)}: it must be a height and a width")
+        require_size(tile, "eval.tile")
         tiles.corners((tile[0], tile[1]), (tile[0], tile[1]), overlap)  # which tells what is wrong
     if not augmentation.paste_probability:
         return
