@@ -8,7 +8,7 @@ import ml_collections
 
 from defect_jax import __version__, checkpoint, distributed, meeting, visualize
 from defect_jax.data import datasets, pipeline
-from defect_jax.errors import UserError, require
+from defect_jax.errors import UserError, require, require_within
 from defect_jax.evaluate import check_defect_fields, evaluate
 from defect_jax.methods import SUPERVISED, make_method
 from defect_jax.metrics import RULES
@@ -148,6 +148,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"data.one_model is True with data.category '{config.data.category}': set "
             "data.category to all, or data.one_model to False"
         )
+    require_within(config.seed, 0, 2**32 - 1, "seed")
     check_batch_size(config)
     require(config.train.on_nonfinite, ON_NONFINITE, "train.on_nonfinite")
     pipeline.check(config)

@@ -10,6 +10,7 @@ import pytest
 
 from configs import bsdata_unet, mvtec_autoencoder, quickstart
 from defect_jax import checkpoint, run
+from defect_jax.data import bsdata, synthetic
 from defect_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -67,6 +68,8 @@ def config(shrink):
         ("data.image_size", (100, 100), "128"),
         ("data.image_size", (256,), "data.image_size is (256,): it must be a height and a width"),
         ("data.image_size", (0, 64), "data.image_size is (0, 64): it must be a height"),
+        ("seed", -1, "seed is -1: it must be from 0"),
+        ("method.name", "vae", "this config has no field method.kl_weight"),
         ("train.batch_size", 0, "train.batch_size is 0"),
         ("optimizer.learning_rate", float("inf"), "learning_rate is inf: it must be a finite"),
         ("train.log_every", 0, "train.log_every is 0: it must be at least 1"),
@@ -96,6 +99,16 @@ def test_a_bad_field_is_named_and_what_is_known_is_listed(config, tmp_path, fiel
         run.run(config, tmp_path, "train")
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("load", "category", "field"),
+    [(bsdata.load, "pitting", "split"), (synthetic.load, "gear", "synthetic")],
+)
+def test_a_config_of_other_data_lacks_a_field(config, load, category, field):
+    config.data.category = category
+    with pytest.raises(UserError, match=rf"no field data\.{field}, .* config of that kind"):
+        load(config.data, "train")
 
 
 def test_a_bad_bsdata_config_writes_nothing_either(shrink, tmp_path):

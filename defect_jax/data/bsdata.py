@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 from defect_jax.data import builder
 from defect_jax.data.examples import Examples
-from defect_jax.errors import UserError, require
+from defect_jax.errors import UserError, field, require
 from defect_jax.paths import to_path
 
 SPLITS = ("official", "grouped", "tuning", "random")
@@ -59,12 +59,13 @@ def load(data: ml_collections.ConfigDict, split: str) -> Examples:
 
     Raises:
         UserError: files of the clone that are missing or damaged, a bad polygon, an unknown
-            label, split or fold.
+            label, split or fold; or the config lacks a field.
     """
     require(split, ("train", "validation", "test"), "split")
+    split_name, fold = field(data, "split", "data"), field(data, "fold", "data")
     root = _existing(data.root)
     entries = _entries(root)
-    sides = split_names(entries, data.split, data.fold, data.normals)
+    sides = split_names(entries, split_name, fold, data.normals)
     labelled = {entry["filename"] for entry in entries if entry["annotations"]}
     # Whatever the split, so that all folds read the same prepared frames.
     names = sorted(labelled.union(safe_normals(entries)))

@@ -409,9 +409,10 @@ def load(data: ml_collections.ConfigDict, split: str) -> Examples:
         split: 'train' (good images only) or 'test'.
 
     Raises:
-        UserError: no such surface, or a split that would be empty.
+        UserError: no such surface, a split that would be empty, or no field `synthetic`.
     """
-    fields, surface, size = data.synthetic, data.category, tuple(data.image_size)
+    fields = errors.field(data, "synthetic", "data")
+    surface, size = data.category, tuple(data.image_size)
     errors.require(surface, SURFACES, "synthetic category")
     tests = {"good": fields.num_test_good} | dict.fromkeys(
         DEFECTS_OF[surface], fields.num_test_per_defect
