@@ -6,6 +6,7 @@ from clu import platform
 from ml_collections import config_flags
 
 from defect_jax import distributed, interruption, runtime
+from defect_jax.errors import UserError
 from defect_jax.run import run, settings
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="The run's config file.")
@@ -32,6 +33,8 @@ def main(argv: list[str]) -> None:
     runtime.quieten()
     workdir = str(WORKDIR.value)
     with distributed.ending_on_error():
+        if not workdir:  # as a variable that is not set leaves it
+            raise UserError("--workdir is empty: name the run's folder")
         distributed.start(
             (ADDRESS.value, NUM_PROCESSES.value, PROCESS_ID.value),
             TIMEOUT.value,

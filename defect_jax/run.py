@@ -148,7 +148,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"data.one_model is True with data.category '{config.data.category}': set "
             "data.category to all, or data.one_model to False"
         )
-    require_within(config.seed, 0, 2**32 - 1, "seed")
+    require_within(config.seed, 0, math.inf, "seed")
     check_batch_size(config)
     require(config.train.on_nonfinite, ON_NONFINITE, "train.on_nonfinite")
     pipeline.check(config)

@@ -33,6 +33,12 @@ def test_bad_input_is_one_line_and_a_status(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_an_empty_workdir_is_not_the_current_folder():
+    result = main("--config=configs/quickstart.py", "--workdir=")
+    assert result.returncode == 1
+    assert result.stderr == "error: --workdir is empty: name the run's folder\n"
+
+
 @pytest.mark.parametrize(
     ("flag", "advice"),
     [("config.train.num_step", "did you mean num_steps?"), ("config.eval.tile", "see the config")],
@@ -68,7 +74,7 @@ def config(shrink):
         ("data.image_size", (100, 100), "128"),
         ("data.image_size", (256,), "data.image_size is (256,): it must be a height and a width"),
         ("data.image_size", (0, 64), "data.image_size is (0, 64): it must be a height"),
-        ("seed", -1, "seed is -1: it must be from 0"),
+        ("seed", -1, "seed is -1: it must be at least 0"),
         ("method.name", "vae", "this config has no field method.kl_weight"),
         ("train.batch_size", 0, "train.batch_size is 0"),
         ("optimizer.learning_rate", float("inf"), "learning_rate is inf: it must be a finite"),
