@@ -29,8 +29,9 @@ from defect_jax.paths import is_remote, resolve, to_writable_path
 Generators = Mapping[str, Callable[[], Iterable[dict]]]
 
 # Raise it when the same source is to be prepared differently: the fingerprint holds it.
-_VERSION = "1.0.1"
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+_VERSION = "1.0.2"
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+_LEFT_BY_SYSTEMS = ("Thumbs.db", "desktop.ini")
 _PNG_END = b"IEND\xaeB`\x82"
 _UNREADABLE = (
     OSError,
@@ -150,11 +151,32 @@ def fingerprint(root: pathlib.Path, files: Iterable[pathlib.Path], *options: obj
     return digest.hexdigest()[:16]
 
 
-def list_images(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the image files right in `folder`, sorted; none where there is no such folder."""
+def list_all(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns what lies right in `folder`, sorted, but for hidden files and the like.
+
+    Nothing where there is no such folder.
+    """
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and p.is_file())
+    paths = (p for p in folder.iterdir() if not p.name.startswith("."))
+    return sorted(path for path in paths if path.name not in _LEFT_BY_SYSTEMS)
+
+
+def list_images(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the image files right in `folder`, sorted; none where there is no such folder.
+
+    Raises:
+        UserError: something else lies there, which would go unseen.
+    """
+    paths = list_all(folder)
+    for path in paths:
+        if path.suffix.lower() not in _SUFFIXES or not path.is_file():
+            kinds = ", ".join(suffix.removeprefix(".") for suffix in _SUFFIXES)
+            raise UserError(
+                f"{path} is no image file that can be read ({kinds}): save it as one, or move it "
+                f"out of {folder}"
+            )
+    return paths
 
 
 def encode_image(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
@@ -197,11 +219,17 @@ def encode_mask(path: pathlib.Path, num_classes: int) -> tuple[bytes, tuple[int,
         The encoded mask, and its (height, width).
 
     Raises:
-        UserError: the file is truncated or unreadable; of more than two classes, it is a JPEG or
-            in colour, or holds a value that is no class.
+        UserError: the file is truncated or unreadable, or background everywhere; of two classes,
+            some of its colour cannot be seen; of more, it is a JPEG or in colour, or holds a value
+            that is no class.
     """
     image, _ = _open(path)
-    classes = _class_ids(path, image, num_classes) if num_classes > 2 else _defective(image)
+    classes = _class_ids(path, image, num_classes) if num_classes > 2 else _defective(path, image)
+    if not classes.any():
+        raise UserError(
+            f"mask {path} marks no defect: paint it, or move the image to the good ones and remove "
+            "the mask"
+        )
     return encode_png(np.asarray(classes, np.uint8)), (image.height, image.width)
 
 
@@ -212,16 +240,23 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _defective(image: Image.Image) -> np.ndarray:
+def _defective(path: pathlib.Path, image: Image.Image) -> np.ndarray:
     """Whether any colour is nonzero: [h, w] bool."""
     is_jpeg = image.format == "JPEG"
-    if image.mode == "LA":
-        image = image.convert("L")
-    elif image.mode not in ("1", "L", "F") and not image.mode.startswith("I"):
-        image = image.convert("RGB")
+    alpha = None
+    if not image.mode.startswith(("I", "F")):
+        if image.has_transparency_data:
+            alpha = np.asarray(image.convert("RGBA"))[..., 3]
+        image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
     # JPEG leaves faint ripples around the outline, which are no defect.
     values = np.atleast_3d(np.asarray(image))
-    return np.any(values >= 128 if is_jpeg else values != 0, axis=-1)
+    defective = np.any(values >= 128 if is_jpeg else values != 0, axis=-1)
+    if alpha is not None and defective[alpha == 0].any():
+        raise UserError(
+            f"mask {path} has pixels that are both transparent and not black, which may be meant "
+            "as background or as defect: save it without transparency, black where no defect is"
+        )
+    return defective
 
 
 def _class_ids(path: pathlib.Path, image: Image.Image, num_classes: int) -> np.ndarray:

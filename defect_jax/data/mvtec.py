@@ -1,11 +1,11 @@
 """Folders in the layout of MVTec AD (Bergmann et al. 2019): good parts to learn from, a test set.
 
-<root>/<category>/train/<good or the name of a defect>/<name>.<png, jpg, bmp or tif>
+<root>/<category>/train/<good or the name of a defect>/<name>.<png, jpg, bmp, tif or webp>
 <root>/<category>/test/<good or the name of a defect>/<name>.<...>
 <root>/<category>/ground_truth/<defect>/<name>_mask.<...>
 
 MVTec AD itself has no defective training images, which only a segmenter learns from. What a mask
-holds, `builder.encode_mask` says.
+holds, `builder.encode_mask` says. Whatever else lies in these three folders is an error.
 """
 
 import functools
@@ -49,10 +49,10 @@ def load(data: ml_collections.ConfigDict, split: str) -> Examples:
         split: 'train' or 'test'.
 
     Raises:
-        UserError: see `categories`; an unknown category; no good training images, or a folder
-            without images; an image that cannot be read; a mask without an image or with two, a
-            defective image without its mask, or a mask of another size or with a value that is no
-            class.
+        UserError: see `categories`; an unknown category; no good training images, a folder
+            without images or with something else; an image that cannot be read; a mask without an
+            image or with two, a defective image without its mask, or a mask of another size or one
+            that `builder.encode_mask` refuses.
     """
     known = categories(data.root)
     if data.category not in known:
@@ -87,7 +87,15 @@ def _existing(root: str) -> pathlib.Path:
 
 
 def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(path for path in folder.glob("*") if path.is_dir())
+    """Those of good parts and defects, in train, test or ground_truth."""
+    paths = builder.list_all(folder)
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(
+                f"{path} lies beside the folders of {folder}: move it into that of its kind, good "
+                "or a defect, or elsewhere"
+            )
+    return paths
 
 
 def _images(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -23,6 +23,9 @@ def data(tmp_path):
 
 IMAGES = np.random.default_rng(0).integers(0, 255, (5, 4, 6, 3)).astype(np.uint8)
 
+MARKED = np.zeros((5, 4, 6), np.uint8)
+MARKED[2, 1, 1] = 1
+
 
 def test_masks_say_what_is_defective(data):
     mask = np.zeros((5, 4, 6), np.uint8)
@@ -75,8 +78,16 @@ def test_what_is_saved_is_loaded(data, tmp_path):
         ({"train_image": IMAGES / 255}, "train_image is float64"),
         ({"train_image": IMAGES, "train_mask": np.zeros((4, 4, 6), np.uint8)}, "one for each"),
         ({"train_image": IMAGES, "train_mask": np.full((5, 4, 6), 255, np.uint8)}, "holds 255"),
-        ({"train_image": IMAGES, "train_defect_type": np.array([b"good"] * 5)}, "expected strings"),
+        ({"train_image": IMAGES, "train_defect_type": np.array([b"good"] * 5)}, r"\|S4 \[5\], expected one string"),
         ({"train_image": IMAGES, "train_filename": np.array(list("aabcd"))}, "4 and 5|5 and 4"),
+        ({"train_image": IMAGES, "train_filename": np.array([list("abcde")])}, "one string"),
+        ({"train_image": IMAGES[:0]}, "holds no images"),
+        ({"train_image": IMAGES, "train_masks": IMAGES[..., 0] % 2}, "unknown array.*train_masks"),
+        (
+            {"train_image": IMAGES, "train_mask": MARKED, "train_defect_type": ["good"] * 5},
+            "image 'train/000002' is good and has a mask",
+        ),
+        ({"train_image": IMAGES, "train_defect_type": ["good"] * 4 + ["Good"]}, "type 'Good'"),
     ],
 )
 def test_bad_arrays_are_named(data, content, message):

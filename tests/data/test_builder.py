@@ -189,12 +189,57 @@ def test_what_is_no_class_of_several_is_named(tmp_path):
         assert str(path) in message and "palette" in message
 
 
-def test_list_images_takes_only_images_of_the_folder(tmp_path):
-    for name in ("b.PNG", "a.jpg", "c.tiff", "notes.txt", "d.npy"):
+@pytest.mark.parametrize("value", [1, 128, 255])
+def test_transparent_pixels_of_a_mask_are_black_or_refused(tmp_path, value):
+    alpha = np.where(GREY > 127, 255, 0).astype(np.uint8)
+    black = np.dstack([alpha, alpha, alpha, alpha])
+    data, _ = builder.encode_mask(save(tmp_path / "black.png", black), 2)
+    np.testing.assert_array_equal(decode(data)[..., 0], GREY > 127)
+    painted = np.dstack([np.full_like(black[..., :3], value), alpha])
+    for mode in ("RGBA", "LA"):
+        path = save(tmp_path / f"{mode}.png", painted, mode)
+        message = one_line(builder.encode_mask, path, 2)
+        assert str(path) in message and "without transparency" in message
+
+
+@pytest.mark.parametrize(("suffix", "num_classes"), [("png", 2), ("png", 3), ("jpg", 2)])
+def test_mask_without_a_defect_is_refused(tmp_path, suffix, num_classes):
+    path = save(tmp_path / f"mask.{suffix}", 0 * GREY)
+    message = one_line(builder.encode_mask, path, num_classes)
+    assert str(path) in message and "marks no defect" in message
+
+
+def test_list_images_takes_images_and_passes_over_hidden_files(tmp_path):
+    for name in ("b.PNG", "a.jpg", "c.tiff", "d.webp", ".DS_Store", "Thumbs.db"):
         (tmp_path / name).touch()
-    (tmp_path / "e.png").mkdir()
-    assert [path.name for path in builder.list_images(tmp_path)] == ["a.jpg", "b.PNG", "c.tiff"]
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    found = [path.name for path in builder.list_images(tmp_path)]
+    assert found == ["a.jpg", "b.PNG", "c.tiff", "d.webp"]
     assert builder.list_images(tmp_path / "absent") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("notes.txt", pathlib.Path.touch),
+        ("a.gif", pathlib.Path.touch),
+        ("nested", pathlib.Path.mkdir),
+        ("folder.png", pathlib.Path.mkdir),
+        ("broken.png", lambda path: path.symlink_to("absent.png")),
+    ],
+)
+def test_list_images_names_what_it_cannot_take(tmp_path, name, make):
+    (tmp_path / "a.jpg").touch()
+    path = tmp_path / name
+    make(path)
+    assert f"{path} is no image file" in one_line(builder.list_images, tmp_path)
+
+
+def test_webp_keeps_its_pixels(tmp_path):
+    Image.fromarray(COLOUR).save(tmp_path / "a.webp", lossless=True)
+    data, size = builder.encode_image(tmp_path / "a.webp")
+    np.testing.assert_array_equal(decode(data), COLOUR)
+    assert size == COLOUR.shape[:2]
 
 
 def test_fingerprint_follows_files_and_options(tmp_path):

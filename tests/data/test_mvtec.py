@@ -201,6 +201,26 @@ def test_mask_of_another_size(data, root):
     assert str(path) in message and "6x8" in message and "8x6" in message
 
 
+@pytest.mark.parametrize("name", ["train/3.png", "test/notes.txt", "ground_truth/0_mask.png"])
+def test_file_beside_the_folders(data, root, name):
+    path = root / "nut" / name
+    path.touch()
+    message = one_line(data)
+    assert f"{path} lies beside the folders" in message
+
+
+@pytest.mark.parametrize("name", ["train/good/3.heic", "test/crack/nested", "ground_truth/crack/x"])
+def test_what_is_no_image_in_a_folder(data, root, name):
+    path = root / "nut" / name
+    path.mkdir()
+    assert f"{path} is no image file" in one_line(data)
+
+
+def test_mask_that_marks_nothing(data, root):
+    path = save(root / "nut/ground_truth/crack/0_mask.png", shade(0))
+    assert f"{path} marks no defect" in one_line(data)
+
+
 def test_unknown_split(data):
     with pytest.raises(UserError, match=r"'valid'.*test, train"):
         mvtec.load(data, "valid")
