@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from defect_jax import distributed, watch
-from defect_jax.errors import UserError
+from defect_jax.errors import UserError, naming_missing_fields
 from defect_jax.method import Batch, Method, State
 from defect_jax.methods import make_method
 from defect_jax.paths import is_remote, resolve, to_writable_path, write_atomically
@@ -38,6 +38,7 @@ _UNSIGNED_FIELDS = (
     "train.keep_every",
     "eval.",
 )
+OTHER_VERSION = "is a run of another version of defect_jax: its config has no field"
 # What may change between two starts of one run: that, and what lets it go on where it could not,
 # past a step that is not finite or in less memory. The latter is the same gradient in parts, but
 # batch normalisation then has the statistics of the parts.
@@ -74,13 +75,9 @@ def load_run(workdir: str | pathlib.Path, step: int | None = None) -> Run:
         UserError: no run there, one of another version, or no such checkpoint.
     """
     config = read_config(workdir)
-    try:
+    with naming_missing_fields(f"{workdir} {OTHER_VERSION}"):
         method = make_method(config)
         abstract = abstract_state(config, method)
-    except AttributeError as error:  # what a ConfigDict without the field raises
-        raise UserError(
-            f"{workdir} is a run of another version of defect_jax: its config has no field {error}"
-        ) from error
     state = restore(workdir, abstract, step)
     compiled = jax.jit(lambda batch: method.predict(state, batch))
 
@@ -213,7 +210,7 @@ def restore_rows(workdir: str | pathlib.Path, step: int) -> list[dict[str, float
 def went_back_to(workdir: str | pathlib.Path) -> int | None:
     """The step that `go_back` went to last; None where it never did."""
     path = _given_up(workdir) / "back_to.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_json(path, int) if path.is_file() else None
 
 
 def go_back(checkpoints: ocp.CheckpointManager, step: int) -> None:
@@ -233,15 +230,16 @@ def read_config(workdir: str | pathlib.Path) -> ml_collections.ConfigDict:
     """Reads `<workdir>/config.json`.
 
     Raises:
-        UserError: there is none, or it is no JSON.
+        UserError: there is none, or none of a run.
     """
     path = to_writable_path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir} holds no run: no config.json there")
-    try:
-        return ml_collections.ConfigDict(_tuples(json.loads(path.read_text())))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged ({error}): restore it or use a new workdir") from error
+    config = read_json(path)
+    groups = ("data", "method", "augment", "optimizer", "train", "eval")
+    if not all(isinstance(config.get(name), dict) for name in groups):
+        raise UserError(f"{path} is damaged (no config of a run): restore it or use a new workdir")
+    return ml_collections.ConfigDict(_tuples(config))
 
 
 def check_same_run(
@@ -284,6 +282,21 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     """
     if distributed.is_first():
         write_atomically(path, f"{json.dumps(value, indent=2, allow_nan=False)}\n".encode())
+
+
+def read_json(path: pathlib.Path, kind: type = dict) -> Any:
+    """Reads what `write_json` wrote, a value of that kind.
+
+    Raises:
+        UserError: the file cannot be read, or holds no JSON or a value of another kind.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+        if not isinstance(value, kind):
+            raise ValueError(f"it holds a {type(value).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): restore or remove it") from error
+    return value
 
 
 def _save(checkpoints: ocp.CheckpointManager, state: State, rows: list[dict[str, float]]) -> None:

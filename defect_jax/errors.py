@@ -1,10 +1,9 @@
 """The one exception for what a user can mend."""
 
+import contextlib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
-
-import ml_collections
 
 
 class UserError(ValueError):
@@ -35,18 +34,30 @@ def require_size(value: Collection, name: str) -> None:
         raise UserError(f"{name} is {tuple(value)}: it must be a height and a width, as (256, 256)")
 
 
-def field(node: ml_collections.ConfigDict, name: str, path: str) -> Any:
-    """Returns the field `name` of a config's node, whose path is `path`.
+@contextlib.contextmanager
+def naming_missing_fields(
+    beginning: str = "this config lacks a field that others of its fields make necessary:",
+) -> Iterator[None]:
+    """Turns the look for a field that a ConfigDict lacks into a UserError that names it.
 
-    Raises:
-        UserError: the node has no such field.
+    Args:
+        beginning: of the error's message, which the field's name ends.
     """
-    if name not in node:
-        raise UserError(
-            f"this config has no field {path}.{name}, which what {path} names needs: start from a "
-            "config of that kind"
-        )
-    return node[name]
+    try:
+        yield
+    except AttributeError as error:
+        (reason,) = error.args
+        if not isinstance(reason, KeyError):  # as a ConfigDict alone has it
+            raise
+        raise UserError(f"{beginning} {reason.args[0].splitlines()[0]}") from error
+
+
+def require_distinct(values: Collection, name: str) -> None:
+    """Raises UserError where a field that lists names is empty or has one twice."""
+    if not values:
+        raise UserError(f"{name} is empty: name at least one")
+    if len(set(values)) < len(values):
+        raise UserError(f"{name} is {tuple(values)}: name each once")
 
 
 def lookup(table: dict[str, Any], name: str, kind: str) -> Any:

@@ -3,7 +3,6 @@
 import csv
 import io
 import itertools
-import json
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -107,7 +106,7 @@ def evaluate(
 def check_defect_fields(config: ml_collections.ConfigDict) -> None:
     """Raises UserError where what makes a defect of predicted pixels makes no sense."""
     for field in ("min_area", "mm_per_pixel"):
-        value = config.eval[field]
+        value = getattr(config.eval, field)
         if not 0 <= value < float("inf"):
             raise UserError(f"eval.{field} is {value}: it must be finite and at least 0")
     if not np.isfinite(config.eval.min_log_odds):
@@ -275,12 +274,19 @@ def calibrate(
 
 
 def read_thresholds(workdir: str | pathlib.Path) -> Thresholds | None:
-    """The thresholds of a run's last evaluation; None where it has none."""
+    """The thresholds of a run's last evaluation; None where it has none.
+
+    Raises:
+        UserError: its `calibration.json` is damaged.
+    """
     path = to_writable_path(workdir) / "calibration.json"
     if not path.is_file():
         return None
-    calibration = json.loads(path.read_text())
-    return Thresholds(**calibration[calibration["rule"]])
+    calibration = checkpoint.read_json(path)
+    try:
+        return Thresholds(**calibration[calibration["rule"]])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): evaluate the run again") from error
 
 
 def _load(

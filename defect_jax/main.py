@@ -42,6 +42,7 @@ def main(argv: list[str]) -> None:
         )
         interruption.exit_on_signals()  # after jax.distributed, which has handlers of its own
         runtime.set_up()
+        runtime.find_devices()
         if distributed.is_first():  # a scheduler with a page for each run shows this there
             unit = platform.work_unit()
             unit.set_task_status(f"{MODE.value}, {jax.process_count()} processes")

@@ -56,7 +56,7 @@ def mistakes_of_phase(
         [n, 3] int32, see `find`; none in a run's first phase, or without `data.hard_share`.
 
     Raises:
-        UserError: the file is missing.
+        UserError: the file is missing or damaged.
     """
     if not config.data.hard_share or not start:
         return NONE
@@ -64,7 +64,7 @@ def mistakes_of_phase(
     if int(state.step) > start:
         if not path.is_file():
             raise UserError(f"{path} is missing: restore it, or go back with --step={start}")
-        return np.load(io.BytesIO(path.read_bytes()))
+        return _read(path)
     single = config.copy_and_resolve_references()
     single.eval.flip_average = False
     predict = make_predict(make_method(single), state)
@@ -76,6 +76,15 @@ def mistakes_of_phase(
         write_atomically(path, file.getvalue())
         print(f"step {start}: {len(found)} false pixels to learn from", flush=True)
     return found
+
+
+def _read(path: pathlib.Path) -> np.ndarray:
+    try:
+        return np.load(io.BytesIO(path.read_bytes())).reshape(-1, 3)
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}): restore it, or go back with --step={path.stem}"
+        ) from error
 
 
 def find(config: ml_collections.ConfigDict, examples: Examples, predict: Predict) -> np.ndarray:

@@ -56,6 +56,7 @@ _MOST = {
     "b1": 1.0,
     "b2": 1.0,
     "ema_decay": 1.0,
+    "decay_factor": 1.0,
 }
 
 
@@ -74,9 +75,17 @@ def make_schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Sc
     'cosine' (to zero).
 
     Raises:
-        UserError: unknown schedule, or a warm-up longer than the run.
+        UserError: unknown schedule, milestones that are no rising fractions, or a warm-up longer
+            than the run.
     """
     schedule_fn = lookup(SCHEDULES, config.schedule, "optimizer.schedule")
+    milestones = tuple(config.milestones)
+    numbers = all(isinstance(one, float) and 0 < one < 1 for one in milestones)
+    if not numbers or list(milestones) != sorted(set(milestones)):
+        raise UserError(
+            f"optimizer.milestones is {milestones}: name fractions of the run between 0 and 1, in "
+            "rising order"
+        )
     if not 0 <= config.warmup_steps <= num_steps:
         raise UserError(
             f"optimizer.warmup_steps is {config.warmup_steps}: it must lie between 0 and the "
@@ -85,7 +94,7 @@ def make_schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Sc
     schedule = schedule_fn(
         config.learning_rate,
         steps=num_steps - config.warmup_steps,
-        milestones=config.milestones,
+        milestones=milestones,
         decay_factor=config.decay_factor,
     )
     warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
@@ -112,7 +121,10 @@ def make_optimizer(
         UserError: an unknown name, a warm-up that is too long, or a number out of its range.
     """
     for name, most in _MOST.items():
-        require_within(config[name], 0, most, f"optimizer.{name}")
+        require_within(getattr(config, name), 0, most, f"optimizer.{name}")
+    for name in ("b1", "b2"):
+        if getattr(config, name) == 1:  # a mean that never takes anything in
+            raise UserError(f"optimizer.{name} is 1: it must be below")
     scale_by = lookup(OPTIMIZERS, config.name, "optimizer.name")
     schedule = make_schedule(config, num_steps)
     return optax.chain(

@@ -88,6 +88,20 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
             raise
 
 
+def check_writable(path: pathlib.Path) -> None:
+    """Raises UserError where `write_atomically` could not write: for before long work.
+
+    Makes the folders that lead to it.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file")
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.touch()
+        partial.unlink()
+
+
 @contextlib.contextmanager
 def naming(path: Any) -> Iterator[None]:
     """Turns whatever goes wrong in writing into a UserError that names the file or folder."""

@@ -53,13 +53,24 @@ class JsonlWriter:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.jsonl`, a half-written last one left out; [] where there is none."""
+    """The rows of a `metrics.jsonl`, a half-written last one left out; [] where there is none.
+
+    Raises:
+        UserError: another line is damaged.
+    """
     if not path.is_file():
         return []
-    rows = []
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
+    rows: list[dict[str, float]] = []
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            rows.append(row | {"step": int(row["step"])})
+        except (ValueError, TypeError, KeyError) as error:
+            if number < len(lines):
+                raise UserError(
+                    f"{path} is damaged in line {number}: restore the line or remove it"
+                ) from error
     return rows
 
 

@@ -7,13 +7,13 @@ from typing import Any
 import ml_collections
 
 from defect_jax import __version__, checkpoint, distributed, meeting, visualize
-from defect_jax.data import datasets, pipeline
-from defect_jax.errors import UserError, require, require_within
+from defect_jax.data import crops, datasets, pipeline
+from defect_jax.errors import UserError, naming_missing_fields, require, require_within
 from defect_jax.evaluate import check_defect_fields, evaluate
 from defect_jax.methods import SUPERVISED, make_method
 from defect_jax.metrics import RULES
 from defect_jax.paths import to_writable_path
-from defect_jax.train import check_batch_size, check_steps, train
+from defect_jax.train import check_batch_size, check_length, check_steps, train
 
 COUNTS = (
     "train.num_steps",
@@ -21,11 +21,12 @@ COUNTS = (
     "train.checkpoint_every",
     "train.max_to_keep",
     "eval.batch_size",
-    "eval.bootstrap_samples",
     "eval.num_shown",
     "eval.max_flagged_pixels",
 )
 ON_NONFINITE = ("stop", "skip")
+MOST_SEED = 2**32 - 1  # JAX's keys take a seed's last 32 bits, so others would be no other seeds
+MOST_SAMPLES = 100_000  # each figure of each image has as many
 SHARES = ("image_quantile", "pixel_quantile", "unflagged_share")
 TABLE_KEYS = ["image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro_30", "iou", "dice"]
 
@@ -114,6 +115,7 @@ def _check_shared(workdir: pathlib.Path) -> None:
         raise UserError(f"{workdir} lacks the config.json that process 0 has there: share a folder")
 
 
+@naming_missing_fields()
 def _resolve(
     config: ml_collections.ConfigDict,
     workdir: pathlib.Path,
@@ -130,6 +132,8 @@ def _resolve(
     elif not config.data.validation_files:
         config.data.validation_files = datasets.draw_validation(config)
     config.data.train_digest = datasets.check_splits(config)
+    if stored is None and config.data.fit == "crop":
+        crops.check_donors(config, datasets.load_split(config, "train"))
     if stored is not None:
         checkpoint.check_same_run(workdir, config, stored)
     return config.data.train_digest
@@ -148,7 +152,7 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"data.one_model is True with data.category '{config.data.category}': set "
             "data.category to all, or data.one_model to False"
         )
-    require_within(config.seed, 0, math.inf, "seed")
+    require_within(config.seed, 0, MOST_SEED, "seed")
     check_batch_size(config)
     require(config.train.on_nonfinite, ON_NONFINITE, "train.on_nonfinite")
     pipeline.check(config)
@@ -163,6 +167,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         group, name = field.split(".")
         if config[group][name] < 1:
             raise UserError(f"{field} is {config[group][name]}: it must be at least 1")
+    require_within(config.eval.bootstrap_samples, 1, MOST_SAMPLES, "eval.bootstrap_samples")
     period, kept = config.train.checkpoint_every, config.train.keep_every
     if kept < 0 or kept % period:
         raise UserError(
@@ -172,7 +177,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     for field in SHARES:
         if not 0 < config.eval[field] <= 1:
             raise UserError(f"eval.{field} is {config.eval[field]}: it must lie in (0, 1]")
-    check_steps(config, make_method(config))
+    method = make_method(config)
+    check_length(config, method)
+    check_steps(config, method)
 
 
 def _run_each(

@@ -13,6 +13,8 @@ from typing import Any
 import jax
 from absl import app, logging
 
+from defect_jax.errors import UserError
+
 # Of mallopt, in glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
@@ -22,7 +24,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError) as error:  # what a ConfigDict without the field raises
-        missing = re.search(r"'(\w+)", str(error))
+        # The message on a field of a number is: Attribute <class 'int'>.x
+        missing = re.search(r">\.(\w+)", str(error)) or re.search(r"'(\w+)", str(error))
         given = [re.match(r"--?(config\.[^=]+)", argument) for argument in argv]
         paths = [match[1] for match in given if match]
         path = next((path for path in paths if missing and missing[1] in path.split(".")), None)
@@ -53,6 +56,19 @@ def set_up() -> None:
     """
     cache_compiled_programs()
     keep_freed_memory()
+
+
+def find_devices() -> None:
+    """Raises UserError where JAX finds none of the devices that it is told to use."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where a plug-in is missing
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        reason = (str(error) or "its library is not installed").splitlines()[0]
+        raise UserError(
+            f"JAX cannot use the devices that JAX_PLATFORMS='{asked}' names: {reason}: correct or "
+            "unset it"
+        ) from error
 
 
 def cache_compiled_programs() -> None:

@@ -105,8 +105,18 @@ def check_batch_size(config: ml_collections.ConfigDict) -> None:
         )
 
 
+def check_length(config: ml_collections.ConfigDict, method: Method) -> None:
+    """Raises UserError where a run takes more examples than int32 can count."""
+    steps, batch_size = phase_ends(config, method)[-1], config.train.batch_size
+    if steps * batch_size >= 2**31:
+        raise UserError(
+            f"{steps} steps with train.batch_size {batch_size} take {steps * batch_size:.1e} "
+            f"examples, and a run counts up to {2**31 - 1:.1e}: lower train.num_steps"
+        )
+
+
 def check_steps(config: ml_collections.ConfigDict, method: Method) -> None:
-    """Traces a step of each phase and a prediction, and computes nothing.
+    """Traces each kind of step and a prediction, and computes nothing.
 
     Raises:
         UserError: what images, tiles and networks of these sizes cannot do.
@@ -120,8 +130,9 @@ def check_steps(config: ml_collections.ConfigDict, method: Method) -> None:
             checkpoint.example_batch(config),
         )
 
-    for phase in method.phases:
-        step = jax.vmap(phase.train_step, in_axes=(None, 0), out_axes=None, axis_name=AXIS)
+    # Of phases that differ in their length alone, one.
+    for train_step in dict.fromkeys(phase.train_step for phase in method.phases):
+        step = jax.vmap(train_step, in_axes=(None, 0), out_axes=None, axis_name=AXIS)
         jax.eval_shape(step, state, shapes(count, config.train.batch_size // count))
     batch: Any = shapes(config.eval.batch_size)
     if config.data.fit == "crop":
@@ -129,6 +140,14 @@ def check_steps(config: ml_collections.ConfigDict, method: Method) -> None:
         shape = (image.shape[0], *tile, image.shape[-1])
         batch = {"image": jax.ShapeDtypeStruct(shape, image.dtype), "index": batch["index"]}
     jax.eval_shape(method.predict, state, batch)
+
+
+def check_finished(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> None:
+    """Raises UserError where the last checkpoint of a run is not that of its last step."""
+    last = phase_ends(config, make_method(config))[-1]
+    step = max(checkpoint.steps(workdir), default=0)
+    if step != last:
+        raise UserError(f"{workdir} is at step {step} of {last}: finish it first")
 
 
 def phase_ends(config: ml_collections.ConfigDict, method: Method) -> list[int]:
@@ -262,6 +281,11 @@ def _start(
     ((last, before), *_) = distributed.everywhere(
         lambda: (checkpoints.latest_step(), checkpoint.went_back_to(workdir))
     )
+    if last is None and (workdir / "training.png").exists():
+        raise UserError(
+            f"{workdir} holds a finished run whose checkpoints are gone: restore {workdir}/"
+            "checkpoints, or use another workdir to train anew"
+        )
     if step is None:
         return last, False
     if step != before:

@@ -24,6 +24,7 @@ from defect_jax.data import datasets, pipeline
 from defect_jax.errors import UserError
 from defect_jax.evaluate import eval_batch_size, make_predict
 from defect_jax.metrics import BrightnessRanking, ImageRanking
+from defect_jax.train import check_finished
 
 
 class Row(NamedTuple):
@@ -48,7 +49,8 @@ def measure(folder: pathlib.Path, root: str | None) -> Row:
         root: where its dataset lies; None for where the run found it.
 
     Raises:
-        UserError: no such run or images, or a run over all categories.
+        UserError: no such run or images, one that is not finished, a run over all categories, or
+            test images that are all good or all defective.
     """
     run = checkpoint.load_run(folder)
     config = run.config
@@ -56,13 +58,17 @@ def measure(folder: pathlib.Path, root: str | None) -> Row:
         raise UserError(f"{folder} is a run over all categories: give runs of one category")
     if config.data.fit == "crop":
         raise UserError(f"{folder} is a run on crops: give runs on whole images")
+    check_finished(config, folder)
     if root is not None:
         config.data.root = root
+    datasets.check_same_images(config, folder)
+    examples = datasets.load_split(config, "test")
+    if len(set(examples.label.tolist())) < 2:
+        raise UserError(f"{folder}: its test images are all good or all defective, so none ranks")
     predict = make_predict(run.method, run.state)
     train = pipeline.decode_all(config.data, datasets.load_split(config, "train"))
     mean = float(train["image"].mean())
     states: list[tuple[BrightnessRanking, ImageRanking, ImageRanking]] = []
-    examples = datasets.load_split(config, "test")
     for batch in pipeline.eval_batches(config, examples, eval_batch_size(config)):
         plain = predict(batch)["score"]
         image = np.stack([equalise(image, mean) for image in batch["image"]])

@@ -10,7 +10,6 @@ images of the dataset: what that dataset's licence says of them holds for it too
 """
 
 import argparse
-import json
 import pathlib
 import sys
 from typing import Any, NamedTuple
@@ -31,6 +30,7 @@ from defect_jax.errors import UserError
 from defect_jax.evaluate import choose_shown, make_predict, predictions, read_thresholds
 from defect_jax.methods import make_method
 from defect_jax.metrics import Example
+from defect_jax.paths import check_writable
 from defect_jax.train import phase_ends
 
 # Inches: a cell's height, the column of the runs' names, and the strips above and below the cells.
@@ -44,7 +44,8 @@ class Row(NamedTuple):
         name: what it is called.
         measured: what it achieved on all test images, as its `metrics.json` says.
         examples: the N images with their predictions, as `evaluate.predictions` yields them.
-        threshold: score above which a pixel counts as defective; None where there is none.
+        threshold: score above which a pixel counts as defective, of a segmenter its
+            `eval.min_log_odds`; None where there is none.
     """
 
     name: str
@@ -77,6 +78,7 @@ def compare(runs: dict[str, pathlib.Path], count: int, root: str | None) -> list
             )
         if root is not None:
             config.data.root = root
+        datasets.check_same_images(config, folder)
     splits = [_choose(config, count) for config in configs]
     for folder, examples in zip(folders, splits, strict=True):
         _check_same_images(folder, examples, folders[0], splits[0])
@@ -89,7 +91,8 @@ def _finished_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
     path = folder / "eval/test/metrics.json"
     if not path.is_file():
         raise UserError(f"{folder} is not evaluated: no eval/test/metrics.json there")
-    step, last = json.loads(path.read_text())["step"], phase_ends(config, make_method(config))[-1]
+    last = phase_ends(config, make_method(config))[-1]
+    step = checkpoint.read_json(path).get("step")
     if step != last:
         raise UserError(f"{folder} was evaluated at step {step} of {last}: finish it first")
     return config
@@ -124,8 +127,8 @@ def _row(
     thresholds = read_thresholds(folder)
     threshold = thresholds.pixel if thresholds else None
     if "class_map" in shown[0]:
-        threshold = 0.0  # the log-odds above which a defect is likelier than background
-    measured = json.loads((folder / "eval/test/metrics.json").read_text())
+        threshold = config.eval.min_log_odds
+    measured = checkpoint.read_json(folder / "eval/test/metrics.json")
     return Row(name, measured, shown, threshold)
 
 
@@ -216,6 +219,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax and tfds tell their inner life at INFO
     runtime.set_up()
     try:
+        check_writable(options.out)
         rows = compare(runs, options.images, options.root)
         visualize.save(draw(rows), options.out)
     except (UserError, OSError) as error:

@@ -19,23 +19,27 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from defect_jax import runtime
 from defect_jax.data import arrays, datasets, pipeline
-from defect_jax.errors import UserError, lookup
+from defect_jax.errors import UserError, lookup, naming_missing_fields
+from defect_jax.paths import check_writable
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="The run's config file.")
 OUT = flags.DEFINE_string("out", None, "The .npz file to write.")
 
 
+@naming_missing_fields()
 def export(config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, int]:
     """Writes the training and the test split; returns how many images each has.
 
     Raises:
-        UserError: the file is there already, images are padded, or the data is bad.
+        UserError: the file is there already or cannot be written, images are padded, or the data
+            is bad.
     """
     pipeline.check(config)
     if config.data.fit != "resize":
         raise UserError("arrays do not tell padding from image: set data.fit to resize")
     if path.exists():
         raise UserError(f"{path} is there already: remove it or choose another name")
+    check_writable(path)
     load = lookup(datasets.DATASETS, config.data.name, "data.name").load
     splits = {}
     for split in ("train", "test"):

@@ -21,7 +21,6 @@ import csv
 import difflib
 import fcntl
 import itertools
-import json
 import multiprocessing
 import os
 import pathlib
@@ -273,12 +272,12 @@ def is_finished(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> boo
     path = workdir / "eval/test/metrics.json"
     if not path.is_file():
         return False
-    return json.loads(path.read_text())["step"] == phase_ends(config, make_method(config))[-1]
+    return checkpoint.read_json(path).get("step") == phase_ends(config, make_method(config))[-1]
 
 
 def read_cell(workdir: pathlib.Path) -> Row:
     """The row of a finished cell in cells.csv; None for what the run leaves undefined."""
-    measured = json.loads((workdir / "eval/test/metrics.json").read_text())
+    measured = checkpoint.read_json(workdir / "eval/test/metrics.json")
     rates = [
         row["images_per_second"]
         for row in report.read_metrics(workdir / "metrics.jsonl")

@@ -9,6 +9,7 @@ import pytest
 
 from configs import mvtec_autoencoder
 from defect_jax import checkpoint
+from defect_jax.data import datasets
 from defect_jax.method import Method
 
 PATH = pathlib.Path(__file__).parents[1] / "experiments/brightness.py"
@@ -44,10 +45,13 @@ def run_of(tmp_path, monkeypatch):
         config = mvtec_autoencoder.get_config()
         config.data.update(name="arrays", root=str(tmp_path / "arrays.npz"), image_size=(8, 8))
         config.data.update(category="gear", validation_files=("train/000000",))
+        config.data.train_digest = datasets.check_splits(config)
         config.eval.batch_size = 5
         method = Method(None, (), lambda state, batch: {"score": score(batch["image"] * 1.0)})
         loaded = checkpoint.Run(config, method, {}, None)
         monkeypatch.setattr(checkpoint, "load_run", lambda folder: loaded)
+        steps = [config.train.num_steps]
+        monkeypatch.setattr(checkpoint, "steps", lambda folder: steps)
         return tmp_path
 
     return make
@@ -90,3 +94,25 @@ def test_a_run_over_all_categories_is_told(brightness, run_of):
     checkpoint.load_run(folder).config.data.one_model = True
     with pytest.raises(SystemExit, match="is a run over all categories"):
         brightness.main([str(folder)])
+
+
+def test_an_unfinished_run_is_told(brightness, run_of):
+    folder = run_of(lambda image: image.max((1, 2, 3)))
+    checkpoint.load_run(folder).config.train.num_steps += 1
+    with pytest.raises(SystemExit, match="is at step 2000 of 2001: finish it first"):
+        brightness.main([str(folder)])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"test_defect_type": np.array(["spot"] * 24)}, "are all good or all defective"),
+        ({"train_image": np.full((10, 8, 8, 3), 86, np.uint8)}, "was trained on other images"),
+    ],
+)
+def test_images_that_say_nothing_of_the_run_are_told(brightness, run_of, tmp_path, change, message):
+    folder = run_of(lambda image: image.max((1, 2, 3)))
+    arrays = dict(np.load(tmp_path / "arrays.npz")) | change
+    np.savez(tmp_path / "others.npz", **arrays)
+    with pytest.raises(SystemExit, match=message):
+        brightness.main([str(folder), f"--root={tmp_path / 'others.npz'}"])

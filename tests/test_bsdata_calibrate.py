@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from configs import bsdata_unet
 from defect_jax import checkpoint, run
+from defect_jax.data import datasets
 from defect_jax.errors import UserError
 from defect_jax.ops.objects import remove_small
 from defect_jax.train import train
@@ -120,12 +121,14 @@ def test_runs_of_another_split_are_refused(monkeypatch):
 def test_a_trained_run_is_calibrated(shrink, tmp_path, capsys):
     config = shrink(bsdata_unet.get_config())
     config.data.update(split="tuning", fold=2)
-    train(run.open_run(config, tmp_path, "train"), tmp_path)
+    config = run.open_run(config, tmp_path, "train")
+    train(config, tmp_path)
     capsys.readouterr()
     calibrate.main(["--runs", str(tmp_path)])
     printed = capsys.readouterr().out
     assert "Missing folds: 0, 1, 3, 4" in printed and "--config.eval.min_log_odds=" in printed
     config.data.split = "official"
+    config.data.train_digest = datasets.check_splits(config)
     checkpoint.write_config(tmp_path, config)
     with pytest.raises(SystemExit, match=r"error: .* 'official'"):
         calibrate.main(["--runs", str(tmp_path)])

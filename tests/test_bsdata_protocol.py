@@ -10,7 +10,7 @@ import pytest
 from scipy import special
 
 from configs import bsdata_unet
-from defect_jax import run
+from defect_jax import checkpoint, run
 from defect_jax.errors import UserError
 from defect_jax.evaluate import evaluate
 from defect_jax.train import train
@@ -334,6 +334,7 @@ def test_a_cut_is_of_the_official_split_alone(monkeypatch):
     configs[pathlib.Path("b")].eval.update(min_log_odds=1.25, min_area=7)
     monkeypatch.setattr(ensemble.checkpoint, "read_config", lambda folder: configs[folder])
     monkeypatch.setattr(ensemble, "_check", lambda folder, config: None)
+    monkeypatch.setattr(ensemble.datasets, "check_same_images", lambda config, folder: None)
     cut = {"min_log_odds": 1.5, "min_area": 20}
     official, random = (one.config.eval for one in ensemble.read_runs(list(configs), None, cut))
     assert (official.min_log_odds, official.min_area) == (1.5, 20)
@@ -377,6 +378,23 @@ def test_figures_are_those_of_evaluate_and_all_is_written(runs, tmp_path, shrink
     assert expected["by_defect"]["type 2"]["iou"] == expected["iou"]
 
 
+def test_results_that_are_there_stay(runs, tmp_path):
+    path = tmp_path / "protocol.json"
+    path.write_text("mine")
+    with pytest.raises(SystemExit, match=f"error: {path} is there already"):
+        protocol.main(["--runs", str(runs[0]), f"--out={tmp_path}"])
+    assert [one.read_text() for one in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(
+    runs, tmp_path, monkeypatch
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(protocol, "measure", lambda group: pytest.fail("measured"))
+    with pytest.raises(SystemExit, match=r"error: .*file/protocol.json cannot be written"):
+        protocol.main(["--runs", str(runs[0]), f"--out={tmp_path / 'file'}"])
+
+
 def test_runs_that_cannot_be_measured_are_named(runs, tmp_path):
     def fails(folder, match, *more):
         out = tmp_path / "results"
@@ -387,6 +405,13 @@ def test_runs_that_cannot_be_measured_are_named(runs, tmp_path):
     fails(tmp_path / "nothing", "error: .*nothing holds no run")
     fails(runs[1], "min_log_odds is nan", "--min_log_odds=nan")
     fails(runs[1], "error: .*elsewhere", f"--root={tmp_path / 'elsewhere'}")
+    root = checkpoint.read_config(runs[1]).data.root
+    others = shutil.copytree(root, tmp_path / "others")
+    for label in (others / "label").glob("*.json"):
+        content = json.loads(label.read_text())
+        content["shapes"][0]["points"][0][0] += 2
+        label.write_text(json.dumps(content))
+    fails(runs[1], "seed_0.* was trained on other images", f"--root={others}")
     unfinished = shutil.copytree(runs[1], tmp_path / "unfinished")
     shutil.rmtree(unfinished / "checkpoints/2")
     fails(unfinished, "at step 1 of 2")

@@ -10,7 +10,6 @@ import pytest
 
 from configs import bsdata_unet, mvtec_autoencoder, quickstart
 from defect_jax import checkpoint, run
-from defect_jax.data import bsdata, synthetic
 from defect_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -74,8 +73,24 @@ def config(shrink):
         ("data.image_size", (100, 100), "128"),
         ("data.image_size", (256,), "data.image_size is (256,): it must be a height and a width"),
         ("data.image_size", (0, 64), "data.image_size is (0, 64): it must be a height"),
-        ("seed", -1, "seed is -1: it must be at least 0"),
-        ("method.name", "vae", "this config has no field method.kl_weight"),
+        ("data.num_classes", 1, "data.num_classes is 1: it must be from 2 to 256"),
+        ("data.num_classes", 257, "data.num_classes is 257"),
+        ("seed", -1, "seed is -1: it must be from 0 to 4.29497e+09"),
+        ("seed", 2**32, "seed is 4294967296: it must be from 0"),
+        ("seed", 2**64, "seed is 18446744073709551616: it must be from 0"),
+        ("method.name", "vae", "this config lacks a field"),
+        ("method.name", "f_anogan", "others of its fields make necessary: 'encoder_steps'"),
+        ("method.name", "adversarial_autoencoder", "make necessary: 'reconstruction_weight'"),
+        ("method.name", "adversarial_segmenter", "make necessary: 'adversarial_weight'"),
+        ("method.model", "red_net", "make necessary: 'skips'"),
+        ("method.ssim_windows", ("11",), "method.ssim_windows is ('11',): name odd sizes"),
+        ("optimizer.milestones", (0.5, 1.5), "optimizer.milestones is (0.5, 1.5): name fractions"),
+        ("optimizer.milestones", (0.8, 0.5), "in rising order"),
+        ("optimizer.milestones", ("half",), "optimizer.milestones is ('half',)"),
+        ("optimizer.decay_factor", -1.0, "optimizer.decay_factor is -1.0: it must be from 0 to 1"),
+        ("optimizer.b1", 1.0, "optimizer.b1 is 1: it must be below"),
+        ("train.num_steps", 10**10, "10000000000 steps with train.batch_size 4 take 4.0e+10"),
+        ("eval.bootstrap_samples", 10**9, "eval.bootstrap_samples is 1000000000"),
         ("train.batch_size", 0, "train.batch_size is 0"),
         ("optimizer.learning_rate", float("inf"), "learning_rate is inf: it must be a finite"),
         ("train.log_every", 0, "train.log_every is 0: it must be at least 1"),
@@ -108,13 +123,14 @@ def test_a_bad_field_is_named_and_what_is_known_is_listed(config, tmp_path, fiel
 
 
 @pytest.mark.parametrize(
-    ("load", "category", "field"),
-    [(bsdata.load, "pitting", "split"), (synthetic.load, "gear", "synthetic")],
+    ("name", "category", "field"),
+    [("bsdata", "pitting", "split"), ("synthetic", "gear", "synthetic")],
 )
-def test_a_config_of_other_data_lacks_a_field(config, load, category, field):
-    config.data.category = category
-    with pytest.raises(UserError, match=rf"no field data\.{field}, .* config of that kind"):
-        load(config.data, "train")
+def test_a_config_of_other_data_lacks_a_field(config, bsdata_root, tmp_path, name, category, field):
+    config.data.update(name=name, category=category, root=str(bsdata_root))
+    with pytest.raises(UserError, match=f"make necessary: '{field}'"):
+        run.run(config, tmp_path, "train")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_bad_bsdata_config_writes_nothing_either(shrink, tmp_path):

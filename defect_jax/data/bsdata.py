@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 from defect_jax.data import builder
 from defect_jax.data.examples import Examples
-from defect_jax.errors import UserError, field, require
+from defect_jax.errors import UserError, require
 from defect_jax.paths import to_path
 
 SPLITS = ("official", "grouped", "tuning", "random")
@@ -30,6 +30,8 @@ CLASSES = {"Pitting": 1}
 _VALIDATION_EVERY = 10
 # Normal frames end this many frames before the first label of their place.
 _MARGIN = 5
+# What reading JSON of another form ends in.
+_MALFORMED = (AttributeError, ValueError, LookupError, TypeError, RecursionError)
 
 
 def place(filename: str) -> str:
@@ -59,13 +61,12 @@ def load(data: ml_collections.ConfigDict, split: str) -> Examples:
 
     Raises:
         UserError: files of the clone that are missing or damaged, a bad polygon, an unknown
-            label, split or fold; or the config lacks a field.
+            label, split or fold.
     """
     require(split, ("train", "validation", "test"), "split")
-    split_name, fold = field(data, "split", "data"), field(data, "fold", "data")
     root = _existing(data.root)
     entries = _entries(root)
-    sides = split_names(entries, split_name, fold, data.normals)
+    sides = split_names(entries, data.split, data.fold, data.normals)
     labelled = {entry["filename"] for entry in entries if entry["annotations"]}
     # Whatever the split, so that all folds read the same prepared frames.
     names = sorted(labelled.union(safe_normals(entries)))
@@ -190,7 +191,7 @@ def rasterise(label: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
             for shape in content["shapes"]
         ]
         stated = (content["imageHeight"], content["imageWidth"])
-    except (AttributeError, ValueError, KeyError, TypeError) as error:
+    except _MALFORMED as error:
         raise UserError(f"{label} is no labelme file ({_reason(error)}): restore it") from error
     if stated != size:
         raise UserError(
@@ -218,7 +219,7 @@ def _outline(label: pathlib.Path, points: Any, size: tuple[int, int]) -> list[tu
     """Returns the checked (x, y) of a polygon."""
     try:
         corners = np.asarray(points, float).reshape(len(points), 2)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{label} has a polygon whose points are not (x, y): correct it") from error
     distinct = len(np.unique(corners, axis=0))
     if distinct < 3:
@@ -249,13 +250,17 @@ def _entries(root: pathlib.Path) -> list[dict[str, Any]]:
     path = root / "image_data.json"
     try:
         entries = json.loads(path.read_text("utf-8"))["images"]
+        names = {entry["filename"] for entry in entries}
+        if not 0 < len(names) == len(entries):
+            raise ValueError(f"it has {len(entries)} images of {len(names)} names")
         for entry in entries:
+            require(entry["type"], (1, 2), "type")
             if entry["annotations"]:
                 require(entry["train_test_split"], ("train", "test"), "train_test_split")
             if entry["type"] == 2:
                 taken_at(entry["filename"])
             _ = place(entry["filename"])
-    except (AttributeError, ValueError, KeyError, TypeError, IndexError, UserError) as error:
+    except _MALFORMED as error:
         raise UserError(f"{path} is damaged ({_reason(error)}): restore it") from error
     return entries
 

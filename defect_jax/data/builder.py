@@ -155,10 +155,18 @@ def list_all(folder: pathlib.Path) -> list[pathlib.Path]:
     """Returns what lies right in `folder`, sorted, but for hidden files and the like.
 
     Nothing where there is no such folder.
+
+    Raises:
+        UserError: a name is not UTF-8.
     """
     if not folder.is_dir():
         return []
-    paths = (p for p in folder.iterdir() if not p.name.startswith("."))
+    paths = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    for path in paths:
+        try:
+            path.name.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{folder} has a name that is not UTF-8: {path.name!a}") from error
     return sorted(path for path in paths if path.name not in _LEFT_BY_SYSTEMS)
 
 
@@ -166,7 +174,7 @@ def list_images(folder: pathlib.Path) -> list[pathlib.Path]:
     """Returns the image files right in `folder`, sorted; none where there is no such folder.
 
     Raises:
-        UserError: something else lies there, which would go unseen.
+        UserError: something else lies there, which would go unseen; see also `list_all`.
     """
     paths = list_all(folder)
     for path in paths:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from defect_jax.errors import UserError, field, lookup
+from defect_jax.errors import UserError, lookup
 from defect_jax.ops.blur import gaussian_blur
 
 # Cells of coarse noise along each side of the image, whatever its size.
@@ -217,7 +217,7 @@ def _make_none(config: ml_collections.ConfigDict) -> Corruption:
 
 
 def _make_noise(noise: Callable, highest: float, config: ml_collections.ConfigDict) -> Corruption:
-    strength = field(config, "strength", "method.corruption")
+    strength = config.strength
     if not (0 <= strength <= highest and math.isfinite(strength)):
         bounds = f"between 0 and {highest:g}" if math.isfinite(highest) else "of 0 or more"
         raise UserError(f"method.corruption.strength is {strength}: choose a number {bounds}")
@@ -225,7 +225,7 @@ def _make_noise(noise: Callable, highest: float, config: ml_collections.ConfigDi
 
 
 def _make_blur(config: ml_collections.ConfigDict) -> Corruption:
-    strength = field(config, "strength", "method.corruption")
+    strength = config.strength
     if not 0 < strength < math.inf:
         raise UserError(
             f"method.corruption.strength is {strength}: choose a blur of more than 0 pixels"
@@ -237,8 +237,8 @@ def _make_blur(config: ml_collections.ConfigDict) -> Corruption:
 
 
 def _make_masks(config: ml_collections.ConfigDict) -> Corruption:
-    cell_sizes = tuple(field(config, "cell_sizes", "method.corruption"))
-    num_parts = field(config, "num_parts", "method.corruption")
+    cell_sizes = tuple(config.cell_sizes)
+    num_parts = config.num_parts
     if not cell_sizes or min(cell_sizes) < 1:
         raise UserError(
             f"method.corruption.cell_sizes is {cell_sizes}: choose one size or more, each of at "

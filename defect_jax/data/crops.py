@@ -138,6 +138,14 @@ def train_crops(
         yield batch
 
 
+def check_donors(config: ml_collections.ConfigDict, examples: Examples) -> None:
+    """Raises UserError where defects are to be pasted and none fits into a patch."""
+    if not config.augment.paste_probability:
+        return
+    labelled = np.flatnonzero(examples.label).tolist()
+    _donors([_decode(config.data, examples, number) for number in labelled], config.augment)
+
+
 def check_memory(data: ml_collections.ConfigDict, examples: Examples, host_bytes: int) -> None:
     """Raises UserError where the decoded frames fill more than half of the host's memory."""
     fitted = [
@@ -237,8 +245,9 @@ def _donors(
                 donors.append((number, corner))
     if not donors:
         raise UserError(
-            f"augment.paste_size is {side}: no defect of the training images fits into that many "
-            "pixels: raise it, or set augment.paste_probability to 0"
+            f"augment.paste_size is {side}: no patch of that many pixels around a defect of the "
+            "training images lies inside the image and has no defect on its border: choose "
+            "another size, or set augment.paste_probability to 0"
         )
     return donors
 

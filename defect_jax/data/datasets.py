@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -204,6 +205,21 @@ def check_splits(config: ml_collections.ConfigDict) -> str:
     for name, image, mask in zip(train.filename, train.image, train.mask, strict=True):
         digest.update(repr((str(name), bytes(image), bytes(mask))).encode())
     return digest.hexdigest()[:16]
+
+
+def check_same_images(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> None:
+    """Raises UserError where `data.root` has other training images than a run was trained on.
+
+    Args:
+        config: of the run, with the `data.root` of now.
+        workdir: the run's folder, for the message.
+    """
+    digest = check_splits(config)
+    if digest != config.data.train_digest:
+        raise UserError(
+            f"{workdir} was trained on other images than those in {config.data.root} (digest "
+            f"{config.data.train_digest} there, {digest} here): pass the right ones as --root"
+        )
 
 
 def _load(config: ml_collections.ConfigDict, split: str) -> Examples:

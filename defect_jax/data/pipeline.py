@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from defect_jax.data.examples import Examples
-from defect_jax.errors import UserError, field, require, require_size
+from defect_jax.errors import UserError, require, require_size, require_within
 from defect_jax.ops import tiles
 
 HostBatch = dict[str, np.ndarray]
@@ -37,6 +37,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     require(data.cache, CACHES, "data.cache")
     require(data.channels, CHANNELS, "data.channels")
     require_size(data.image_size, "data.image_size")
+    require_within(data.num_classes, 2, 256, "data.num_classes")
     least = data.image_size[0] if data.fit == "crop" else 0
     if data.frame_height and (data.fit != "crop" or data.frame_height < least):
         raise UserError(
@@ -46,12 +47,12 @@ def check(config: ml_collections.ConfigDict) -> None:
     _check_shares(data, augmentation)
     if data.fit == "crop":
         require(data.cache, ("auto", "memory"), "data.cache for data.fit 'crop'")
-        tile, overlap = field(config.eval, "tile", "eval"), field(config.eval, "overlap", "eval")
+        tile, overlap = config.eval.tile, config.eval.overlap
         require_size(tile, "eval.tile")
         tiles.corners((tile[0], tile[1]), (tile[0], tile[1]), overlap)  # which tells what is wrong
     if not augmentation.paste_probability:
         return
-    size = field(augmentation, "paste_size", "augment")
+    size = augmentation.paste_size
     if not 3 <= size <= min(data.image_size):
         raise UserError(
             f"augment.paste_size is {size}: it must lie between 3 and the sides "

@@ -7,6 +7,7 @@ same kind of scene with more or fewer pixels.
 
 import functools
 import hashlib
+import math
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -409,9 +410,10 @@ def load(data: ml_collections.ConfigDict, split: str) -> Examples:
         split: 'train' (good images only) or 'test'.
 
     Raises:
-        UserError: no such surface, a split that would be empty, or no field `synthetic`.
+        UserError: no such surface, a split that would be empty, or a negative seed.
     """
-    fields = errors.field(data, "synthetic", "data")
+    fields = data.synthetic
+    errors.require_within(fields.seed, 0, math.inf, "data.synthetic.seed")
     surface, size = data.category, tuple(data.image_size)
     errors.require(surface, SURFACES, "synthetic category")
     tests = {"good": fields.num_test_good} | dict.fromkeys(

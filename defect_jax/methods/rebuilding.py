@@ -1,7 +1,6 @@
 """What all methods that rebuild images share: pixel losses, and how residuals become scores."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from defect_jax.errors import UserError, lookup, require_within
+from defect_jax.errors import UserError, lookup, require_distinct
 from defect_jax.losses.pixel import RESIDUALS
-from defect_jax.methods.scoring import score_image
+from defect_jax.methods.scoring import make_scoring
 
 
 class Rebuilding(NamedTuple):
@@ -35,23 +34,17 @@ def make_rebuilding(method: ml_collections.ConfigDict) -> Rebuilding:
         UserError: an unknown name, no losses at all or one twice, a window that SSIM cannot take,
             or what scoring cannot.
     """
-    if not method.losses:
-        raise UserError("method.losses is empty: name at least one")
-    if len(set(method.losses)) < len(method.losses):
-        raise UserError(f"method.losses is {tuple(method.losses)}: name each once")
-    require_within(method.smoothing, 0, math.inf, "method.smoothing")
-    require_within(method.top_fraction, 0, 1, "method.top_fraction")
+    require_distinct(method.losses, "method.losses")
     windows = tuple(method.ssim_windows)
-    if not windows or any(window < 3 or window % 2 == 0 for window in windows):
+    odd = [isinstance(window, int) and window >= 3 and window % 2 == 1 for window in windows]
+    if not windows or not all(odd):
         raise UserError(f"method.ssim_windows is {windows}: name odd sizes of 3 pixels or more")
     by_name = {name: lookup(RESIDUALS, name, "method.losses") for name in method.losses}
     residual = lookup(RESIDUALS, method.residual, "method.residual")
     return Rebuilding(
         functools.partial(_losses, by_name, windows),
         functools.partial(residual, windows=windows),
-        functools.partial(
-            score_image, smoothing=method.smoothing, top_fraction=method.top_fraction
-        ),
+        make_scoring(method),
     )
 
 

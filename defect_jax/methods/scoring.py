@@ -1,9 +1,30 @@
 """From a score map to the score of its image."""
 
+import functools
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import ml_collections
 
+from defect_jax.errors import require_within
 from defect_jax.ops.blur import gaussian_blur
+
+
+def make_scoring(
+    method: ml_collections.ConfigDict,
+) -> Callable[[jax.Array], dict[str, jax.Array]]:
+    """Reads `smoothing` and `top_fraction`; returns `score_image` with these.
+
+    Raises:
+        UserError: a smoothing below 0 or not finite, or no fraction.
+    """
+    require_within(method.smoothing, 0, math.inf, "method.smoothing")
+    require_within(method.top_fraction, 0, 1, "method.top_fraction")
+    return functools.partial(
+        score_image, smoothing=method.smoothing, top_fraction=method.top_fraction
+    )
 
 
 def score_image(

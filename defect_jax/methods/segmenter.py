@@ -15,7 +15,7 @@ import ml_collections
 from defect_jax import models, optim, steps
 from defect_jax.data.augment import augment
 from defect_jax.data.paste import paste
-from defect_jax.errors import UserError, lookup
+from defect_jax.errors import UserError, lookup, require_distinct
 from defect_jax.losses.segmentation import SEGMENTATION_LOSSES
 from defect_jax.method import (
     Batch,
@@ -27,7 +27,7 @@ from defect_jax.method import (
     init_state,
     to_float,
 )
-from defect_jax.methods.scoring import score_image
+from defect_jax.methods.scoring import make_scoring
 
 # [B, H, W, K], or a tuple of them, each of half the size of the one before.
 Logits = jax.Array | tuple[jax.Array, ...]
@@ -80,10 +80,9 @@ def pixel_losses(method: ml_collections.ConfigDict) -> PixelLosses:
     over the levels by weights that halve from level to level.
 
     Raises:
-        UserError: an unknown name, or no losses at all.
+        UserError: an unknown name, no losses at all, or one twice.
     """
-    if not method.losses:
-        raise UserError("method.losses is empty: name at least one")
+    require_distinct(method.losses, "method.losses")
     by_name = {name: lookup(SEGMENTATION_LOSSES, name, "method.losses") for name in method.losses}
     return functools.partial(_pixel_losses, by_name)
 
@@ -105,11 +104,7 @@ def predictor(
     Reads `eval.flip_average`, `method.smoothing` and `method.top_fraction`. Beside score and score
     map it gives `mask_logits` [B, H, W, K].
     """
-    score = functools.partial(
-        score_image,
-        smoothing=config.method.smoothing,
-        top_fraction=config.method.top_fraction,
-    )
+    score = make_scoring(config.method)
     return functools.partial(_predict, model, score, config.eval.flip_average, player)
 
 

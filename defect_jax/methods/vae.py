@@ -15,7 +15,7 @@ import optax
 
 from defect_jax import models, optim, steps
 from defect_jax.data.augment import augment
-from defect_jax.errors import field, lookup, require_within
+from defect_jax.errors import lookup, require_within
 from defect_jax.losses import latent
 from defect_jax.method import Batch, Method, Phase, State, apply_train, init_state, to_float
 from defect_jax.methods.autoencoder import check_consistency
@@ -40,7 +40,7 @@ def vae(config: ml_collections.ConfigDict) -> Method:
     method = config.method
     check_consistency(method)
     for name, least in (("kl_weight", 0), ("kl_warmup_steps", 0), ("num_samples", 1)):
-        require_within(field(method, name, "method"), least, math.inf, f"method.{name}")
+        require_within(getattr(method, name), least, math.inf, f"method.{name}")
     model = models.make_coder(config, variational=True)
     rebuilding = make_rebuilding(method)
     kl_weight = optax.linear_schedule(0.0, method.kl_weight, method.kl_warmup_steps)

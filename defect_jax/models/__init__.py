@@ -11,7 +11,7 @@ import flax.linen as nn
 import ml_collections
 
 from defect_jax.devices import AXIS
-from defect_jax.errors import UserError, field, lookup, require, require_within
+from defect_jax.errors import UserError, lookup, require, require_within
 from defect_jax.method import DTYPES
 from defect_jax.models import autoencoder, dcgan, srgan
 from defect_jax.models.autoencoder import Autoencoder, Stages
@@ -31,7 +31,7 @@ def _shared(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def _size(config: ml_collections.ConfigDict, name: str) -> int:
     """A field of `config.method` that counts channels or levels."""
-    value = field(config.method, name, "method")
+    value = getattr(config.method, name)
     require_within(value, 1, math.inf, f"method.{name}")
     return value
 
@@ -71,8 +71,8 @@ def _dcgan(config: ml_collections.ConfigDict, variational: bool) -> Autoencoder:
 
 
 def _red_net(config: ml_collections.ConfigDict) -> nn.Module:
-    skips = field(config.method, "skips", "method")
-    return RedNet(config.data.channels, _size(config, "code_dim"), skips, **_shared(config))
+    code_dim, skips = _size(config, "code_dim"), config.method.skips
+    return RedNet(config.data.channels, code_dim, skips, **_shared(config))
 
 
 def _unet(
@@ -90,7 +90,7 @@ def _unet(
         width=_size(config, "width"),
         depth=depth,
         num_classes=channels,
-        normalization=field(config.method, "normalization", "method"),
+        normalization=config.method.normalization,
         patch_size=patch_size,
         **more,
         **_shared(config),
@@ -102,7 +102,7 @@ def _segmenting_unet(config: ml_collections.ConfigDict) -> nn.Module:
         config,
         config.data.num_classes,
         _size(config, "patch_size"),
-        residual=field(config.method, "residual", "method"),
+        residual=config.method.residual,
         supervised_levels=_size(config, "supervised_levels"),
     )
 
@@ -110,8 +110,8 @@ def _segmenting_unet(config: ml_collections.ConfigDict) -> nn.Module:
 def _znet(config: ml_collections.ConfigDict) -> nn.Module:
     return ZNet(
         config.data.num_classes,
-        field(config.method, "activation", "method"),
-        field(config.method, "gate", "method"),
+        config.method.activation,
+        config.method.gate,
         **_shared(config),
     )
 
@@ -145,7 +145,7 @@ def make_coder(config: ml_collections.ConfigDict, variational: bool = False) -> 
     many, mean and log-variance.
 
     Raises:
-        UserError: no network with a code has that name, or the config lacks a field of it.
+        UserError: no network with a code has that name.
     """
     return lookup(CODERS, config.method.model, "method.model")(config, variational)
 
@@ -154,7 +154,7 @@ def make_autoencoder(config: ml_collections.ConfigDict) -> nn.Module:
     """The network, (x [B, H, W, C], train) -> [B, H, W, C], that `config.method.model` names.
 
     Raises:
-        UserError: unknown name, or the config lacks a field of the network.
+        UserError: unknown name.
     """
     name = config.method.model
     require(name, {*CODERS, *RESTORERS}, "method.model")
@@ -165,7 +165,7 @@ def make_discriminator(config: ml_collections.ConfigDict, normalization: str) ->
     """The network, (x, train) -> (logit [B], features), of `config.method.discriminator`.
 
     Raises:
-        UserError: unknown name, or the config lacks a field of the network.
+        UserError: unknown name.
     """
     network = lookup(DISCRIMINATORS, config.method.discriminator, "method.discriminator")
     return network(_size(config, "width"), normalization, **_shared(config))
@@ -177,12 +177,6 @@ def make_segmenter(config: ml_collections.ConfigDict) -> nn.Module:
     K is `config.data.num_classes`.
 
     Raises:
-        UserError: unknown name, too few or too many classes, or the config lacks a field of the
-            network.
+        UserError: unknown name.
     """
-    if not 2 <= config.data.num_classes <= 256:
-        raise UserError(
-            f"data.num_classes is {config.data.num_classes}: a segmenter has at least 2, "
-            "background and a defect, and at most 256, as masks have a byte for each pixel"
-        )
     return lookup(SEGMENTERS, config.method.model, "method.model")(config)

@@ -16,12 +16,12 @@ from scipy import special
 from defect_jax import checkpoint
 from defect_jax.data import datasets, pipeline
 from defect_jax.data.examples import Examples
-from defect_jax.errors import UserError
+from defect_jax.errors import UserError, naming_missing_fields
 from defect_jax.evaluate import check_defect_fields, make_predict, predictions
 from defect_jax.methods import SUPERVISED, make_method
 from defect_jax.metrics import Example, bootstrap_weights
 from defect_jax.ops.objects import remove_small
-from defect_jax.train import phase_ends
+from defect_jax.train import check_finished
 
 BOOTSTRAP_SAMPLES = 1000
 # Of config.eval: whatever is likelier a pit than not.
@@ -72,12 +72,13 @@ def read_runs(
 
     Raises:
         UserError: no run there, one that is not finished, of another version or kind, a bad field,
-            or none on the official split to set `defect_fields` of.
+            other images than the run was trained on, or none on the official split to set
+            `defect_fields` of.
     """
     entries = []
     for folder in folders:
         config = checkpoint.read_config(folder)
-        try:
+        with naming_missing_fields(f"{folder} {checkpoint.OTHER_VERSION}"):
             _check(folder, config)
             if root is not None:
                 config.data.root = root
@@ -87,11 +88,7 @@ def read_runs(
                 config.eval.flip_average = flip_average
             check_defect_fields(config)
             pipeline.check(config)
-        except (AttributeError, KeyError) as error:
-            raise UserError(
-                f"{folder} is a run of another version of defect_jax: its config has no field "
-                f"{error}"
-            ) from error
+            datasets.check_same_images(config, folder)
         entries.append(Entry(folder, config))
     if defect_fields and all(entry.config.data.split != "official" for entry in entries):
         raise UserError(
@@ -214,10 +211,7 @@ def _check(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
             f"{folder} smooths its score maps, which are no log-odds then: give runs with "
             "method.smoothing 0"
         )
-    last = phase_ends(config, make_method(config))[-1]
-    step = max(checkpoint.steps(folder), default=0)
-    if step != last:
-        raise UserError(f"{folder} is at step {step} of {last}: finish it first")
+    check_finished(config, folder)
 
 
 def _predict(entry: Entry, examples: Examples) -> Iterator[Example]:

@@ -18,6 +18,7 @@ malloc keeps of freed memory (see `defect_jax.runtime`).
 
 import argparse
 import functools
+import math
 import pathlib
 import statistics
 import sys
@@ -35,7 +36,7 @@ from configs import bsdata_residual_unet, bsdata_znet
 from defect_jax import checkpoint
 from defect_jax.data import pipeline
 from defect_jax.data.examples import Examples
-from defect_jax.errors import UserError, require
+from defect_jax.errors import UserError, require, require_size, require_within
 from defect_jax.evaluate import Predict, at_native_size, make_predict, predictions
 from defect_jax.method import State
 from defect_jax.methods import SUPERVISED, make_method
@@ -164,6 +165,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.set_verbosity(logging.ERROR)  # Orbax tells its inner life at INFO
     try:
+        require_size(options.size, "--size")
+        require_within(options.repeats, 1, math.inf, "--repeats")
         height, width = options.size
         print(as_markdown(options.runs, (height, width), options.repeats), flush=True)
     except (UserError, OSError) as error:

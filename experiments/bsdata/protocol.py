@@ -30,6 +30,7 @@ from defect_jax import checkpoint, runtime, visualize
 from defect_jax.errors import UserError
 from defect_jax.evaluate import draw_sheet
 from defect_jax.metrics import Detection, Estimate, Example, Metric, Segmentation
+from defect_jax.paths import check_writable
 from experiments.bsdata import ensemble, measures
 
 METRICS: dict[str, type[Metric]] = {
@@ -361,11 +362,15 @@ def main(arguments: list[str] | None = None) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax and tfds tell their inner life at INFO
     runtime.set_up()
     try:
+        path = options.out / "protocol.json"
+        if path.exists():
+            raise UserError(f"{path} is there already: name another folder as --out or remove it")
         given = {name: value for name, value in cuts.items() if value is not None}
         entries = ensemble.read_runs(options.runs, options.root, given, options.flip_average)
         check_one_method(entries)
+        check_writable(path)
         measured = [measure(group) for group in ensemble.group_runs(entries)]
-        checkpoint.write_json(options.out / "protocol.json", as_json(measured))
+        checkpoint.write_json(path, as_json(measured))
         shown = measured[0].shown
         visualize.save(draw_sheet(shown[:NUM_SHOWN], None), options.out / "best.png")
         visualize.save(draw_sheet(shown[: -NUM_SHOWN - 1 : -1], None), options.out / "worst.png")

@@ -78,7 +78,7 @@ def test_what_is_saved_is_loaded(data, tmp_path):
         ({"train_image": IMAGES / 255}, "train_image is float64"),
         ({"train_image": IMAGES, "train_mask": np.zeros((4, 4, 6), np.uint8)}, "one for each"),
         ({"train_image": IMAGES, "train_mask": np.full((5, 4, 6), 255, np.uint8)}, "holds 255"),
-        ({"train_image": IMAGES, "train_defect_type": np.array([b"good"] * 5)}, r"\|S4 \[5\], expected one string"),
+        ({"train_image": IMAGES, "train_defect_type": np.array([b"good"] * 5)}, "S4.*one string"),
         ({"train_image": IMAGES, "train_filename": np.array(list("aabcd"))}, "4 and 5|5 and 4"),
         ({"train_image": IMAGES, "train_filename": np.array([list("abcde")])}, "one string"),
         ({"train_image": IMAGES[:0]}, "holds no images"),

@@ -229,7 +229,7 @@ def test_no_defect_to_crop_is_told(config):
 def test_no_defect_that_fits_a_patch_is_told(config, examples):
     config.augment.paste_probability = 0.5
     config.augment.paste_size = 4
-    with pytest.raises(UserError, match=r"augment\.paste_size is 4: no defect"):
+    with pytest.raises(UserError, match=r"augment\.paste_size is 4: no patch"):
         next(train_crops(config, examples, places(config, 1)))
 
 

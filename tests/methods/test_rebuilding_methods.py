@@ -368,7 +368,6 @@ def test_the_consistent_loss_of_a_vae_leaves_the_divergence_alone(trained):
         ("autoencoder", "top_fraction", 2.0, "method.top_fraction is 2.0: it must be from 0 to 1"),
         ("autoencoder", "ssim_windows", (4,), r"method.ssim_windows is \(4,\): name odd sizes"),
         ("autoencoder", "code_dim", 0, "method.code_dim is 0: it must be at least 1"),
-        ("autoencoder", "model", "red_net", "has no field method.skips"),
         ("autoencoder", "residual", "l3", "unknown method.residual 'l3'"),
         ("autoencoder", "consistency", 1.5, r"method.consistency is 1.5: it must lie in \[0, 1\]"),
         ("denoising_autoencoder", "consistency", 0.5, "method.model with a code 'unet'"),
