@@ -128,3 +128,15 @@ def test_what_is_no_segmenter_is_told(save_run, tmp_path):
     folder = save_run(mvtec_autoencoder.get_config())
     with pytest.raises(SystemExit, match=r"error: unknown method of .* 'autoencoder'"):
         latency.main(["--runs", folder])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--size", "0", "640"], r"--size is \(0, 640\): it must be a height and a width"),
+        (["--repeats=0"], "--repeats is 0: it must be at least 1"),
+    ],
+)
+def test_sizes_and_repeats_that_cannot_be_are_told(flags, message):
+    with pytest.raises(SystemExit, match=f"error: {message}"):
+        latency.main(flags)

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from configs import mvtec_autoencoder
+from configs import bsdata_unet, mvtec_autoencoder
 from defect_jax import checkpoint, run
 
 PATH = pathlib.Path(__file__).parents[1] / "experiments/compare.py"
@@ -79,6 +79,14 @@ def test_what_cannot_be_compared_is_named(compare, runs, tmp_path):
     unfinished = shutil.copytree(second, tmp_path / "unfinished")
     shutil.rmtree(unfinished / "eval")
     fails(unfinished, "unfinished is not evaluated")
+    damaged = shutil.copytree(second, tmp_path / "damaged")
+    (damaged / "eval/test/metrics.json").write_text("[1]")
+    fails(damaged, "metrics.json is damaged .it holds a list.: restore or remove it")
+    others = shutil.copytree(second, tmp_path / "others")
+    config = checkpoint.read_config(others)
+    config.data.train_digest = "0" * 16
+    checkpoint.write_config(others, config)
+    fails(others, "others was trained on other images than those in")
     other = shutil.copytree(second, tmp_path / "other")
     config = checkpoint.read_config(other)
     config.data.category = "another"
@@ -91,3 +99,18 @@ def test_two_runs_of_one_name_are_not_compared(compare, runs, tmp_path, capsys):
     with pytest.raises(SystemExit):
         compare.main([f"--out={tmp_path / 'compare.png'}", "--runs", *named])
     assert "has a name twice" in capsys.readouterr().err
+
+
+def test_a_segmenter_is_cut_where_it_is_evaluated(compare, shrink, tmp_path):
+    config = shrink(bsdata_unet.get_config())
+    config.eval.min_log_odds = -0.2
+    run.run(config, tmp_path, "train")
+    (row,) = compare.compare({"a": tmp_path}, 2, None)
+    assert row.threshold == -0.2
+
+
+def test_a_picture_that_cannot_be_written_is_told_before_the_work(compare, runs, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "compare", lambda *_: pytest.fail("compared"))
+        with pytest.raises(SystemExit, match=f"error: {tmp_path} is a folder"):
+            compare.main(arguments(runs, tmp_path))

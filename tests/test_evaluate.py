@@ -12,7 +12,14 @@ from configs import bsdata_unet, mvtec_autoencoder
 from defect_jax import checkpoint, run
 from defect_jax.data import datasets
 from defect_jax.errors import UserError
-from defect_jax.evaluate import _measure, calibrate, evaluate, make_predict, predictions
+from defect_jax.evaluate import (
+    _measure,
+    calibrate,
+    evaluate,
+    make_predict,
+    predictions,
+    read_thresholds,
+)
 from defect_jax.ops.objects import find_defects
 from defect_jax.train import train
 
@@ -277,3 +284,11 @@ def test_predictions_do_not_depend_on_the_batch(autoencoder, predicted):
     )
     for one, other in zip(predicted, others, strict=True):
         np.testing.assert_allclose(one["score_map"], other["score_map"], atol=1e-6)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"rule": "area", "area": {"image": 1}}'])
+def test_damaged_thresholds_are_named(tmp_path, content):
+    assert read_thresholds(tmp_path) is None
+    (tmp_path / "calibration.json").write_text(content)
+    with pytest.raises(UserError, match=r"calibration\.json is damaged"):
+        read_thresholds(tmp_path)

@@ -178,8 +178,9 @@ def test_a_validation_image_that_is_gone_is_named(config, mvtec_root, tmp_path):
         run.run(config, tmp_path / "run", "train")
 
 
-def test_a_damaged_config_is_named(tmp_path):
-    (tmp_path / "config.json").write_text('{"seed": ')
+@pytest.mark.parametrize("content", ['{"seed": ', "{}", "7", '{"data": {}}', "[" * 10**5, "\ud800"])
+def test_a_damaged_config_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content.encode(errors="surrogatepass"))
     with pytest.raises(UserError, match=r"config\.json is damaged"):
         run.open_run(quickstart.get_config(), tmp_path, "train")
 

@@ -1,5 +1,7 @@
 """Hard negatives: what is called defective off all defects, and when it is looked for."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -88,3 +90,18 @@ def test_a_run_has_a_phase_for_each_look_at_its_mistakes(config):
     config.data.hard_share, config.train.mine_every = 0.2, 0
     with pytest.raises(UserError, match=r"hard_share is 0\.2 and train\.mine_every 0"):
         make_method(config)
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", b"\x93NUMPY\x01\x00v\x00{'descr': '<i4'"])
+def test_mistakes_that_are_gone_or_damaged_are_named(config, tmp_path, content):
+    state = types.SimpleNamespace(step=250)
+    with pytest.raises(UserError, match=r"mistakes/200.npy is missing: .* --step=200"):
+        mining.mistakes_of_phase(config, state, None, tmp_path, 200)
+    (tmp_path / "mistakes").mkdir()
+    (tmp_path / "mistakes/200.npy").write_bytes(content)
+    with pytest.raises(UserError, match=r"mistakes/200.npy is damaged .* --step=200"):
+        mining.mistakes_of_phase(config, state, None, tmp_path, 200)
+    kept = np.int32([[0, 1, 2], [3, 4, 5]])
+    np.save(tmp_path / "mistakes/200.npy", kept)
+    found = mining.mistakes_of_phase(config, state, None, tmp_path, 200)
+    np.testing.assert_array_equal(found, kept)

@@ -19,7 +19,7 @@ from defect_jax import checkpoint, evaluate, report, run, visualize
 from defect_jax.data import datasets
 from defect_jax.errors import UserError
 from defect_jax.method import State
-from defect_jax.paths import resolve, to_path, to_writable_path
+from defect_jax.paths import check_writable, resolve, to_path, to_writable_path
 
 
 class Bucket:
@@ -289,3 +289,16 @@ def test_a_full_disk_ends_tensorboard_with_its_folder(small_disk):
     fill(small_disk)
     with pytest.raises(UserError, match=rf"in {small_disk} cannot be written: .*No space left"):
         open_events(small_disk / "events")
+
+
+def test_what_cannot_be_written_is_told_before_the_work(tmp_path):
+    check_writable(tmp_path / "new/sheet.png")
+    assert [path.name for path in tmp_path.rglob("*")] == ["new"]
+    (tmp_path / "file").touch()
+    for path, reason in (
+        (tmp_path / "new", "is a folder"),
+        (tmp_path / "file/sheet.png", "cannot be written"),
+        (pathlib.Path("/proc/sheet.png"), "cannot be written"),
+    ):
+        with pytest.raises(UserError, match=f"{path} {reason}"):
+            check_writable(path)

@@ -71,3 +71,18 @@ def test_what_is_given_up_is_not_told_and_other_errors_are(monkeypatch):
     for error in (given_up, other):
         sys.unraisablehook(types.SimpleNamespace(exc_value=error))
     assert told == [other]
+
+
+@pytest.mark.parametrize("platform", ["rocket", "cuda"])
+def test_devices_that_are_not_there_are_named(platform):
+    script = """
+from defect_jax import runtime
+from defect_jax.errors import UserError
+try:
+    runtime.find_devices()
+except UserError as error:
+    print(error)
+"""
+    told = run(script, JAX_PLATFORMS=platform)
+    if told or platform == "rocket":  # cuda may be there
+        assert f"JAX_PLATFORMS='{platform}'" in told and told.count("\n") == 1

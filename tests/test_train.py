@@ -191,6 +191,25 @@ def test_a_finished_run_is_left_alone(config, finished, capsys):
     assert (finished[0] / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_finished_run_whose_checkpoints_are_gone_is_not_trained_over(config, finished, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints")
+    before = (workdir / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"a finished run whose checkpoints are gone: restore"):
+        train(run.open_run(config, workdir, "train"), workdir)
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_damaged_line_of_the_log_is_named_and_half_a_last_one_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
+    assert report.read_metrics(path) == [{"step": 1, "loss": 0.5}]
+    for line in ("{}", "7", '{"step": "a"}', '{"step": 2, "lo'):
+        path.write_text(f'{line}\n{{"step": 3}}\n')
+        with pytest.raises(UserError, match=r"metrics.jsonl is damaged in line 1: restore"):
+            report.read_metrics(path)
+
+
 def test_a_run_folder_holds_what_others_rely_on(finished):
     workdir, _ = finished
     stored = json.loads((workdir / "config.json").read_text())

@@ -190,7 +190,18 @@ def test_part_of_the_clone_that_is_missing(data, root, part):
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"images": [{"filename": "a.jpg"}]}', '{"pictures": []}', "\ud800"]
+    "content",
+    [
+        "{",
+        "[]",
+        '{"images": []}',
+        '{"images": [{"filename": "a.jpg"}]}',
+        '{"images": [{"filename": "a.jpg", "type": "2", "annotations": ""}]}',
+        '{"images": [%s, %s]}' % (2 * ('{"filename": "a.jpg", "type": 1, "annotations": ""}',)),
+        '{"pictures": []}',
+        "[" * 10**5,
+        "\ud800",
+    ],
 )
 def test_damaged_list_of_images(data, root, content):
     path = root / "image_data.json"

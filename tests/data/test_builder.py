@@ -218,6 +218,12 @@ def test_list_images_takes_images_and_passes_over_hidden_files(tmp_path):
     assert builder.list_images(tmp_path / "absent") == []
 
 
+def test_names_that_are_not_utf_8_are_told(tmp_path):
+    pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.png")).touch()
+    message = one_line(builder.list_images, tmp_path)
+    assert message.isprintable() and str(tmp_path) in message
+
+
 @pytest.mark.parametrize(
     ("name", "make"),
     [

@@ -231,6 +231,10 @@ def test_no_defect_that_fits_a_patch_is_told(config, examples):
     config.augment.paste_size = 4
     with pytest.raises(UserError, match=r"augment\.paste_size is 4: no patch"):
         next(train_crops(config, examples, places(config, 1)))
+    with pytest.raises(UserError, match=r"augment\.paste_size is 4: no patch"):
+        crops.check_donors(config, examples)
+    config.augment.paste_size = 9
+    crops.check_donors(config, examples)
 
 
 @pytest.mark.parametrize(
