@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tqdm
 from absl import logging
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from defect_jax import distributed
 from defect_jax.data.examples import Examples
@@ -313,7 +313,9 @@ def _open(path: pathlib.Path) -> tuple[Image.Image, bytes]:
             image = Image.open(io.BytesIO(data))
         image.load()
     except _UNREADABLE as error:
-        reason = " ".join(str(error).split())
+        # Pillow's own words end in the address of an object.
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "of no known format" if unknown else " ".join(str(error).split())
         raise UserError(f"cannot read image {path} ({reason}): replace or remove it") from error
     return image, data
 

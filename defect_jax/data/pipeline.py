@@ -38,11 +38,15 @@ def check(config: ml_collections.ConfigDict) -> None:
     require(data.channels, CHANNELS, "data.channels")
     require_size(data.image_size, "data.image_size")
     require_within(data.num_classes, 2, 256, "data.num_classes")
-    least = data.image_size[0] if data.fit == "crop" else 0
-    if data.frame_height and (data.fit != "crop" or data.frame_height < least):
+    if data.frame_height and data.fit != "crop":
         raise UserError(
-            f"data.frame_height is {data.frame_height} with data.fit '{data.fit}': choose 0, or "
-            f"with 'crop' at least the height of a crop, data.image_size[0] = {least}"
+            f"data.frame_height is {data.frame_height} with data.fit '{data.fit}', and brings the "
+            "frames of 'crop' alone to a height: set it to 0"
+        )
+    if data.frame_height and data.frame_height < data.image_size[0]:
+        raise UserError(
+            f"data.frame_height is {data.frame_height}: choose 0, or at least the height of a "
+            f"crop, data.image_size[0] = {data.image_size[0]}"
         )
     _check_shares(data, augmentation)
     if data.fit == "crop":

@@ -131,8 +131,9 @@ def test_png_with_a_wrong_checksum_is_refused(tmp_path):
 def test_missing_and_foreign_files_are_named(tmp_path):
     text = tmp_path / "text.png"
     text.write_text("no image")
-    for path in (text, tmp_path / "absent.png"):
-        assert str(path) in one_line(builder.encode_image, path)
+    for path, reason in ((text, "of no known format"), (tmp_path / "absent.png", "No such file")):
+        message = one_line(builder.encode_image, path)
+        assert str(path) in message and reason in message
 
 
 @pytest.mark.parametrize("value", [1, 7, 255])

@@ -200,11 +200,18 @@ def test_a_mask_brought_to_a_height_takes_the_class_that_covers_most(config):
     np.testing.assert_array_equal(pipeline.fitted_mask(config.data, examples, 1), 0 * expected)
 
 
-@pytest.mark.parametrize(("fit", "height"), [("crop", -1), ("crop", 7), ("resize", 40)])
-def test_a_height_that_no_frame_is_brought_to_is_told(config, fit, height):
+@pytest.mark.parametrize(
+    ("fit", "height", "advice"),
+    [
+        ("crop", -1, ": choose 0, or at least the height of a crop, .* = 8"),
+        ("crop", 7, ": choose 0, or at least"),
+        ("resize", 40, " with data.fit 'resize', .* set it to 0"),
+    ],
+)
+def test_a_height_that_no_frame_is_brought_to_is_told(config, fit, height, advice):
     config = config.copy_and_resolve_references()
     config.data.update(fit=fit, frame_height=height)
-    with pytest.raises(UserError, match=rf"data\.frame_height is {height} with data.fit '{fit}'"):
+    with pytest.raises(UserError, match=rf"data\.frame_height is {height}{advice}"):
         pipeline.check(config)
 
 
