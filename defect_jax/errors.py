@@ -46,7 +46,7 @@ def naming_missing_fields(
     try:
         yield
     except AttributeError as error:
-        (reason,) = error.args
+        reason = error.args[0] if error.args else None
         if not isinstance(reason, KeyError):  # as a ConfigDict alone has it
             raise
         raise UserError(f"{beginning} {reason.args[0].splitlines()[0]}") from error
