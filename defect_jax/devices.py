@@ -8,7 +8,24 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from defect_jax.errors import UserError
+
 AXIS = "batch"
+
+
+def find() -> list[jax.Device]:
+    """All devices of all processes.
+
+    Raises:
+        UserError: JAX cannot use what it is told to.
+    """
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where no GPU is visible
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        advice = f"correct or unset JAX_PLATFORMS, which is '{asked}'" if asked else "free it"
+        reason = (str(error) or "none is visible").splitlines()[0]
+        raise UserError(f"JAX cannot use its device ({reason}): {advice}") from error
 
 
 def replicate(tree: Any) -> Any:

@@ -24,7 +24,7 @@ from jax._src import clusters  # nothing public tells what a cluster announces
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from defect_jax import watch
+from defect_jax import devices, watch
 from defect_jax.errors import UserError
 from defect_jax.meeting import Group, describe, meet
 
@@ -234,7 +234,7 @@ def _group_of_cluster(cluster: type[clusters.ClusterEnv], timeout: int) -> Group
 
 
 def _check_devices() -> None:
-    counts = Counter(device.process_index for device in jax.devices())
+    counts = Counter(device.process_index for device in devices.find())
     if len(set(counts.values())) > 1:
         words = describe({number: f"{count} devices" for number, count in sorted(counts.items())})
         raise UserError(f"{words}: give every process as many")

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -24,7 +25,7 @@ def require(value: Any, known: Collection, kind: str) -> None:
 def require_within(value: float, least: float, most: float, name: str) -> None:
     """Raises UserError where `value` is less than `least` or more than `most`, which may be inf."""
     if not least <= value <= most:
-        bounds = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+        bounds = f"at least {least}" if most == math.inf else f"from {least} to {most}"
         raise UserError(f"{name} is {value}: it must be {bounds}")
 
 
@@ -35,13 +36,11 @@ def require_size(value: Collection, name: str) -> None:
 
 
 @contextlib.contextmanager
-def naming_missing_fields(
-    beginning: str = "this config lacks a field that others of its fields make necessary:",
-) -> Iterator[None]:
+def naming_missing_fields(workdir: str | os.PathLike | None = None) -> Iterator[None]:
     """Turns the look for a field that a ConfigDict lacks into a UserError that names it.
 
     Args:
-        beginning: of the error's message, which the field's name ends.
+        workdir: the folder of the run whose config it is; None for a config from elsewhere.
     """
     try:
         yield
@@ -49,7 +48,16 @@ def naming_missing_fields(
         reason = error.args[0] if error.args else None
         if not isinstance(reason, KeyError):  # as a ConfigDict alone has it
             raise
-        raise UserError(f"{beginning} {reason.args[0].splitlines()[0]}") from error
+        name = reason.args[0].splitlines()[0]
+        if workdir is not None:
+            raise UserError(
+                f"{workdir} is a run of another version of defect_jax: its config has no field "
+                f"{name}"
+            ) from error
+        raise UserError(
+            f"this config lacks the field {name}, which others of its fields make necessary: start "
+            "from a config that has it"
+        ) from error
 
 
 def require_distinct(values: Collection, name: str) -> None:

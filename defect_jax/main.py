@@ -5,7 +5,7 @@ from absl import app, flags
 from clu import platform
 from ml_collections import config_flags
 
-from defect_jax import distributed, interruption, runtime
+from defect_jax import devices, distributed, interruption, runtime
 from defect_jax.errors import UserError
 from defect_jax.run import run, settings
 
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
         )
         interruption.exit_on_signals()  # after jax.distributed, which has handlers of its own
         runtime.set_up()
-        runtime.find_devices()
+        devices.find()  # or the run ends, with the reason
         if distributed.is_first():  # a scheduler with a page for each run shows this there
             unit = platform.work_unit()
             unit.set_task_status(f"{MODE.value}, {jax.process_count()} processes")

@@ -81,7 +81,7 @@ def mistakes_of_phase(
 def _read(path: pathlib.Path) -> np.ndarray:
     try:
         return np.load(io.BytesIO(path.read_bytes())).reshape(-1, 3)
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # of any kind, from NumPy's parser
         raise UserError(
             f"{path} is damaged ({error}): restore it, or go back with --step={path.stem}"
         ) from error

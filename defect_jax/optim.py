@@ -21,6 +21,13 @@ def _constant(learning_rate: float, **_) -> optax.Schedule:
 def _step(
     learning_rate: float, steps: int, milestones: Sequence[float], decay_factor: float
 ) -> optax.Schedule:
+    require_within(decay_factor, 0, 1, "optimizer.decay_factor")
+    fractions = all(isinstance(one, float) and 0 < one < 1 for one in milestones)
+    if not fractions or list(milestones) != sorted(set(milestones)):
+        raise UserError(
+            f"optimizer.milestones is {tuple(milestones)}: name fractions of the run between 0 and "
+            "1, in rising order"
+        )
     boundaries = {int(fraction * steps): decay_factor for fraction in milestones}
     return optax.piecewise_constant_schedule(learning_rate, boundaries)
 
@@ -53,10 +60,9 @@ _MOST = {
     "learning_rate": math.inf,
     "clip_norm": math.inf,
     "weight_decay": math.inf,
-    "b1": 1.0,
-    "b2": 1.0,
-    "ema_decay": 1.0,
-    "decay_factor": 1.0,
+    "b1": 1,
+    "b2": 1,
+    "ema_decay": 1,
 }
 
 
@@ -79,13 +85,6 @@ def make_schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Sc
             than the run.
     """
     schedule_fn = lookup(SCHEDULES, config.schedule, "optimizer.schedule")
-    milestones = tuple(config.milestones)
-    numbers = all(isinstance(one, float) and 0 < one < 1 for one in milestones)
-    if not numbers or list(milestones) != sorted(set(milestones)):
-        raise UserError(
-            f"optimizer.milestones is {milestones}: name fractions of the run between 0 and 1, in "
-            "rising order"
-        )
     if not 0 <= config.warmup_steps <= num_steps:
         raise UserError(
             f"optimizer.warmup_steps is {config.warmup_steps}: it must lie between 0 and the "
@@ -94,7 +93,7 @@ def make_schedule(config: ml_collections.ConfigDict, num_steps: int) -> optax.Sc
     schedule = schedule_fn(
         config.learning_rate,
         steps=num_steps - config.warmup_steps,
-        milestones=milestones,
+        milestones=config.milestones,
         decay_factor=config.decay_factor,
     )
     warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)

@@ -66,7 +66,7 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
         try:
             row = json.loads(line)
             rows.append(row | {"step": int(row["step"])})
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             if number < len(lines):
                 raise UserError(
                     f"{path} is damaged in line {number}: restore the line or remove it"

@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from defect_jax import __version__, checkpoint, distributed, meeting, visualize
+from defect_jax import __version__, checkpoint, devices, distributed, meeting, visualize
 from defect_jax.data import crops, datasets, pipeline
 from defect_jax.errors import UserError, naming_missing_fields, require, require_within
 from defect_jax.evaluate import check_defect_fields, evaluate
@@ -123,17 +123,20 @@ def _resolve(
 ) -> str:
     """Fills in what depends on the images; returns the digest of those to train on."""
     _check_finite(config)
+    # A finished run of a larger one can be evaluated still.
+    require_within(config.seed, 0, MOST_SEED if stored is None else math.inf, "seed")
     check(config)
     if stored is not None:
-        config.data.validation_files = stored.data.validation_files
-        config.data.train_digest = stored.data.train_digest
+        with naming_missing_fields(workdir):
+            config.data.validation_files = stored.data.validation_files
+            config.data.train_digest = stored.data.train_digest
         # First of all, since another category's images would be missed among this one's.
         checkpoint.check_same_run(workdir, config, stored)
     elif not config.data.validation_files:
         config.data.validation_files = datasets.draw_validation(config)
     config.data.train_digest = datasets.check_splits(config)
     if stored is None and config.data.fit == "crop":
-        crops.check_donors(config, datasets.load_split(config, "train"))
+        crops.check(config, datasets.load_split(config, "train"), devices.host_bytes())
     if stored is not None:
         checkpoint.check_same_run(workdir, config, stored)
     return config.data.train_digest
@@ -152,7 +155,6 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"data.one_model is True with data.category '{config.data.category}': set "
             "data.category to all, or data.one_model to False"
         )
-    require_within(config.seed, 0, MOST_SEED, "seed")
     check_batch_size(config)
     require(config.train.on_nonfinite, ON_NONFINITE, "train.on_nonfinite")
     pipeline.check(config)
@@ -165,8 +167,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     require(config.eval.threshold_rule, RULES, "eval.threshold_rule")
     for field in COUNTS:
         group, name = field.split(".")
-        if config[group][name] < 1:
-            raise UserError(f"{field} is {config[group][name]}: it must be at least 1")
+        require_within(getattr(config[group], name), 1, math.inf, field)
     require_within(config.eval.bootstrap_samples, 1, MOST_SAMPLES, "eval.bootstrap_samples")
     period, kept = config.train.checkpoint_every, config.train.keep_every
     if kept < 0 or kept % period:
@@ -175,8 +176,9 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"{period}"
         )
     for field in SHARES:
-        if not 0 < config.eval[field] <= 1:
-            raise UserError(f"eval.{field} is {config.eval[field]}: it must lie in (0, 1]")
+        share = getattr(config.eval, field)
+        if not 0 < share <= 1:
+            raise UserError(f"eval.{field} is {share}: it must lie in (0, 1]")
     method = make_method(config)
     check_length(config, method)
     check_steps(config, method)

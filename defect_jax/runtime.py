@@ -13,8 +13,6 @@ from typing import Any
 import jax
 from absl import app, logging
 
-from defect_jax.errors import UserError
-
 # Of mallopt, in glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
@@ -56,19 +54,6 @@ def set_up() -> None:
     """
     cache_compiled_programs()
     keep_freed_memory()
-
-
-def find_devices() -> None:
-    """Raises UserError where JAX finds none of the devices that it is told to use."""
-    try:
-        jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter where a plug-in is missing
-        asked = os.environ.get("JAX_PLATFORMS", "")
-        reason = (str(error) or "its library is not installed").splitlines()[0]
-        raise UserError(
-            f"JAX cannot use the devices that JAX_PLATFORMS='{asked}' names: {reason}: correct or "
-            "unset it"
-        ) from error
 
 
 def cache_compiled_programs() -> None:

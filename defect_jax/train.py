@@ -278,10 +278,14 @@ def _start(
 ) -> tuple[int | None, bool]:
     """The checkpoint to go on from, None where there is none, and whether it is gone back to."""
     # As the first process sees it, before it changes anything.
-    ((last, before), *_) = distributed.everywhere(
-        lambda: (checkpoints.latest_step(), checkpoint.went_back_to(workdir))
+    ((last, before, finished), *_) = distributed.everywhere(
+        lambda: (
+            checkpoints.latest_step(),
+            checkpoint.went_back_to(workdir),
+            (workdir / "training.png").exists(),
+        )
     )
-    if last is None and (workdir / "training.png").exists():
+    if finished and last is None:
         raise UserError(
             f"{workdir} holds a finished run whose checkpoints are gone: restore {workdir}/"
             "checkpoints, or use another workdir to train anew"

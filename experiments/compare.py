@@ -26,7 +26,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from defect_jax import checkpoint, runtime, visualize
 from defect_jax.data import datasets
 from defect_jax.data.examples import Examples
-from defect_jax.errors import UserError
+from defect_jax.errors import UserError, naming_missing_fields
 from defect_jax.evaluate import choose_shown, make_predict, predictions, read_thresholds
 from defect_jax.methods import make_method
 from defect_jax.metrics import Example
@@ -91,7 +91,8 @@ def _finished_config(folder: pathlib.Path) -> ml_collections.ConfigDict:
     path = folder / "eval/test/metrics.json"
     if not path.is_file():
         raise UserError(f"{folder} is not evaluated: no eval/test/metrics.json there")
-    last = phase_ends(config, make_method(config))[-1]
+    with naming_missing_fields(folder):
+        last = phase_ends(config, make_method(config))[-1]
     step = checkpoint.read_json(path).get("step")
     if step != last:
         raise UserError(f"{folder} was evaluated at step {step} of {last}: finish it first")

@@ -81,7 +81,7 @@ def test_what_cannot_be_compared_is_named(compare, runs, tmp_path):
     fails(unfinished, "unfinished is not evaluated")
     damaged = shutil.copytree(second, tmp_path / "damaged")
     (damaged / "eval/test/metrics.json").write_text("[1]")
-    fails(damaged, "metrics.json is damaged .it holds a list.: restore or remove it")
+    fails(damaged, "metrics.json is damaged .it holds a list.: restore it")
     others = shutil.copytree(second, tmp_path / "others")
     config = checkpoint.read_config(others)
     config.data.train_digest = "0" * 16

@@ -40,7 +40,11 @@ def test_an_empty_workdir_is_not_the_current_folder():
 
 @pytest.mark.parametrize(
     ("flag", "advice"),
-    [("config.train.num_step", "did you mean num_steps?"), ("config.eval.tile", "see the config")],
+    [
+        ("config.train.num_step", "did you mean num_steps?"),
+        ("config.eval.tile", "see the config"),
+        ("config.train.num_steps.x", "see the config"),
+    ],
 )
 def test_a_field_that_the_config_lacks_is_named(tmp_path, flag, advice):
     """Before there is a config that `run` could look at."""
@@ -75,19 +79,19 @@ def config(shrink):
         ("data.image_size", (0, 64), "data.image_size is (0, 64): it must be a height"),
         ("data.num_classes", 1, "data.num_classes is 1: it must be from 2 to 256"),
         ("data.num_classes", 257, "data.num_classes is 257"),
-        ("seed", -1, "seed is -1: it must be from 0 to 4.29497e+09"),
+        ("seed", -1, "seed is -1: it must be from 0 to 4294967295"),
         ("seed", 2**32, "seed is 4294967296: it must be from 0"),
         ("seed", 2**64, "seed is 18446744073709551616: it must be from 0"),
-        ("method.name", "vae", "this config lacks a field"),
-        ("method.name", "f_anogan", "others of its fields make necessary: 'encoder_steps'"),
-        ("method.name", "adversarial_autoencoder", "make necessary: 'reconstruction_weight'"),
-        ("method.name", "adversarial_segmenter", "make necessary: 'adversarial_weight'"),
-        ("method.model", "red_net", "make necessary: 'skips'"),
+        (
+            "method.name",
+            "vae",
+            "this config lacks the field 'kl_weight', which others",
+        ),
+        ("method.name", "f_anogan", "lacks the field 'encoder_steps'"),
+        ("method.name", "adversarial_autoencoder", "lacks the field 'reconstruction_weight'"),
+        ("method.name", "adversarial_segmenter", "lacks the field 'adversarial_weight'"),
+        ("method.model", "red_net", "lacks the field 'skips'"),
         ("method.ssim_windows", ("11",), "method.ssim_windows is ('11',): name odd sizes"),
-        ("optimizer.milestones", (0.5, 1.5), "optimizer.milestones is (0.5, 1.5): name fractions"),
-        ("optimizer.milestones", (0.8, 0.5), "in rising order"),
-        ("optimizer.milestones", ("half",), "optimizer.milestones is ('half',)"),
-        ("optimizer.decay_factor", -1.0, "optimizer.decay_factor is -1.0: it must be from 0 to 1"),
         ("optimizer.b1", 1.0, "optimizer.b1 is 1: it must be below"),
         ("train.num_steps", 10**10, "10000000000 steps with train.batch_size 4 take 4.0e+10"),
         ("eval.bootstrap_samples", 10**9, "eval.bootstrap_samples is 1000000000"),
@@ -128,7 +132,7 @@ def test_a_bad_field_is_named_and_what_is_known_is_listed(config, tmp_path, fiel
 )
 def test_a_config_of_other_data_lacks_a_field(config, bsdata_root, tmp_path, name, category, field):
     config.data.update(name=name, category=category, root=str(bsdata_root))
-    with pytest.raises(UserError, match=f"make necessary: '{field}'"):
+    with pytest.raises(UserError, match=f"lacks the field '{field}'"):
         run.run(config, tmp_path, "train")
     assert not list(tmp_path.iterdir())
 
@@ -178,7 +182,7 @@ def test_a_validation_image_that_is_gone_is_named(config, mvtec_root, tmp_path):
         run.run(config, tmp_path / "run", "train")
 
 
-@pytest.mark.parametrize("content", ['{"seed": ', "{}", "7", '{"data": {}}', "[" * 10**5, "\ud800"])
+@pytest.mark.parametrize("content", ['{"seed": ', "{}", "7", '{"data": 1}', "[" * 10**5, "\ud800"])
 def test_a_damaged_config_is_named(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content.encode(errors="surrogatepass"))
     with pytest.raises(UserError, match=r"config\.json is damaged"):

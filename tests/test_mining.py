@@ -92,7 +92,9 @@ def test_a_run_has_a_phase_for_each_look_at_its_mistakes(config):
         make_method(config)
 
 
-@pytest.mark.parametrize("content", [b"", b"no array", b"\x93NUMPY\x01\x00v\x00{'descr': '<i4'"])
+@pytest.mark.parametrize(
+    "content", [b"", b"no array", b"\x93NUMPY\x01\x00v\x00{'descr': '<i4'", b"PK\x03\x04"]
+)
 def test_mistakes_that_are_gone_or_damaged_are_named(config, tmp_path, content):
     state = types.SimpleNamespace(step=250)
     with pytest.raises(UserError, match=r"mistakes/200.npy is missing: .* --step=200"):

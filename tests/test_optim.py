@@ -34,6 +34,24 @@ def test_step_decays_at_fractions_of_what_follows_the_warmup(config):
     )
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("milestones", (0.5, 1.5), r"milestones is \(0.5, 1.5\): name fractions"),
+        ("milestones", (0.8, 0.5), r"milestones is \(0.8, 0.5\): .* in rising order"),
+        ("milestones", ("half",), r"milestones is \('half',\)"),
+        ("decay_factor", -1.0, "decay_factor is -1.0: it must be from 0 to 1"),
+    ],
+)
+def test_steps_that_cannot_be_are_told(config, field, value, message):
+    config.update(schedule="cosine", warmup_steps=0)
+    config[field] = value
+    rates(config, 10)  # which has no use for it
+    config.schedule = "step"
+    with pytest.raises(UserError, match=f"optimizer.{message}"):
+        rates(config, 10)
+
+
 def test_cosine_falls_to_zero(config):
     config.update(schedule="cosine", learning_rate=2.0, warmup_steps=0)
     expected = 1 + np.cos(np.pi * np.arange(10) / 10)

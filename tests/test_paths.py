@@ -16,7 +16,7 @@ from orbax.checkpoint._src.path import gcs_utils
 
 from configs import bsdata_unet, mvtec_autoencoder
 from defect_jax import checkpoint, evaluate, report, run, visualize
-from defect_jax.data import datasets
+from defect_jax.data import builder, datasets
 from defect_jax.errors import UserError
 from defect_jax.method import State
 from defect_jax.paths import check_writable, resolve, to_path, to_writable_path
@@ -164,6 +164,17 @@ def other_store(monkeypatch):
     yield fsspec.filesystem("s3")
     fsspec.register_implementation("s3", "s3fs.S3FileSystem", clobber=True)
     backend.fsspec_backend._get_filesystem.cache_clear()
+
+
+def test_markers_of_folders_in_another_store_are_no_images(other_store):
+    """As a store's console leaves them: empty files that have the names of folders."""
+    for path in ("b/nut/train/", "b/nut/train/good/", "b/nut/train/good/0.png"):
+        other_store.store[f"/{path}"] = fsspec.implementations.memory.MemoryFile(
+            other_store, f"/{path}"
+        )
+    folder = to_path("s3://b/nut/train")
+    assert [path.name for path in builder.list_all(folder)] == ["good"]
+    assert [path.name for path in builder.list_images(folder / "good")] == ["0.png"]
 
 
 def test_images_in_another_store_are_those_of_a_local_folder(config, other_store, tmp_path):

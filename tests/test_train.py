@@ -19,7 +19,8 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from configs import bsdata_unet, mvtec_ganomaly, quickstart
 from defect_jax import checkpoint, interruption, report, run, steps, watch
-from defect_jax.errors import UserError
+from defect_jax.data import datasets
+from defect_jax.errors import UserError, naming_missing_fields
 from defect_jax.method import Method, Phase, State
 from defect_jax.methods import make_method
 from defect_jax.train import _Call, _next_call, parallel_steps, phase_ends, shard, train
@@ -204,7 +205,7 @@ def test_a_damaged_line_of_the_log_is_named_and_half_a_last_one_left_out(tmp_pat
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
     assert report.read_metrics(path) == [{"step": 1, "loss": 0.5}]
-    for line in ("{}", "7", '{"step": "a"}', '{"step": 2, "lo'):
+    for line in ("{}", "7", '{"step": "a"}', '{"step": 1e999}', "[" * 10**5, '{"step": 2, "lo'):
         path.write_text(f'{line}\n{{"step": 3}}\n')
         with pytest.raises(UserError, match=r"metrics.jsonl is damaged in line 1: restore"):
             report.read_metrics(path)
@@ -240,8 +241,36 @@ def test_a_run_of_another_version_is_named(finished, tmp_path):
     config = checkpoint.read_config(finished[0])
     del config.method.losses
     checkpoint.write_config(tmp_path, config)
-    with pytest.raises(UserError, match=r"another version of defect_jax.*no field .*losses"):
+    with pytest.raises(UserError, match=r"another version of defect_jax.*no field 'losses'"):
         checkpoint.load_run(tmp_path)
+
+
+def test_a_run_of_a_version_without_a_digest_is_named(config, finished, tmp_path):
+    stored = checkpoint.read_config(finished[0])
+    del stored.data.train_digest
+    checkpoint.write_config(tmp_path, stored)
+    with pytest.raises(UserError, match=r"another version of defect_jax.*no field 'train_digest'"):
+        run.open_run(config, tmp_path, "evaluate")
+    with pytest.raises(UserError, match=r"another version of defect_jax.*no field 'train_digest'"):
+        datasets.check_same_images(stored, tmp_path)
+
+
+def test_only_a_config_s_own_attribute_error_is_a_user_s():
+    for arguments in ((), ("no attribute",), ("no", "attribute")):
+        with pytest.raises(AttributeError), naming_missing_fields():
+            raise AttributeError(*arguments)
+
+
+def test_a_run_of_a_seed_that_no_new_one_takes_can_be_evaluated(config, finished, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    stored = checkpoint.read_config(workdir)
+    stored.seed = 202611281830
+    checkpoint.write_config(workdir, stored)
+    config = config.copy_and_resolve_references()
+    config.seed = stored.seed
+    run.open_run(config, workdir, "evaluate")
+    with pytest.raises(UserError, match=r"seed is 202611281830: it must be from 0 to 4294967295"):
+        run.open_run(config, tmp_path / "new", "train")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 For each split, 'train' and 'test', the file holds
 
 <split>_image        uint8 [N, H, W, C] or [N, H, W]
-<split>_mask         uint8 [N, H, W], class ids; background everywhere where there is none
+<split>_mask         uint8 [N, H, W], class ids; background everywhere where there is none, which
+                     that of a defective image may be: a small defect may vanish in shrinking
 <split>_defect_type  str [N], 'good' or the name of the defect; else 'good' where the mask is empty
 <split>_filename     str [N], unique; else the number
 

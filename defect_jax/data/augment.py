@@ -98,9 +98,10 @@ def _augment_one(
 
 def _check(config: ml_collections.ConfigDict) -> None:
     for name, highest in _HIGHEST.items():
-        if not (0 <= config[name] <= highest and math.isfinite(config[name])):
+        value = getattr(config, name)
+        if not (0 <= value <= highest and math.isfinite(value)):
             bounds = f"between 0 and {highest:g}" if math.isfinite(highest) else "of 0 or more"
-            raise UserError(f"augment.{name} is {config[name]}: choose a number {bounds}")
+            raise UserError(f"augment.{name} is {value}: choose a number {bounds}")
     if config.jpeg != int(config.jpeg):
         raise UserError(f"augment.jpeg is {config.jpeg}: choose a whole number, 0 for none")
     if not 0 < config.min_crop <= config.max_crop < math.inf:

@@ -31,6 +31,7 @@ Generators = Mapping[str, Callable[[], Iterable[dict]]]
 # Raise it when the same source is to be prepared differently: the fingerprint holds it.
 _VERSION = "1.0.2"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+_LOSSY = ("JPEG", "WEBP")
 _LEFT_BY_SYSTEMS = ("Thumbs.db", "desktop.ini")
 _PNG_END = b"IEND\xaeB`\x82"
 _UNREADABLE = (
@@ -161,7 +162,8 @@ def list_all(folder: pathlib.Path) -> list[pathlib.Path]:
     """
     if not folder.is_dir():
         return []
-    paths = [p for p in folder.iterdir() if not p.name.startswith(".")]
+    # Of object stores, iterdir may give the folder itself.
+    paths = [path for path in folder.glob("*") if not path.name.startswith(".")]
     for path in paths:
         try:
             path.name.encode()
@@ -220,24 +222,32 @@ def encode_image(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
 def encode_mask(path: pathlib.Path, num_classes: int) -> tuple[bytes, tuple[int, int]]:
     """Reads a mask file as a PNG of class ids.
 
-    Of two classes, background and defects, any colour but black is a defect, in a JPEG from 128
-    on. Of more, grey values or the indices of a palette are the ids.
+    Of two classes, background and defects, any colour but black is a defect, in a JPEG or WebP
+    from 128 on. Of more, grey values or the indices of a palette are the ids.
 
     Returns:
         The encoded mask, and its (height, width).
 
     Raises:
-        UserError: the file is truncated or unreadable, or background everywhere; of two classes,
-            some of its colour cannot be seen; of more, it is a JPEG or in colour, or holds a value
-            that is no class.
+        UserError: the file is truncated or unreadable, background everywhere, or has a defect that
+            is transparent; of more than two classes, it is a JPEG or WebP or in colour, or holds a
+            value that is no class.
     """
     image, _ = _open(path)
-    classes = _class_ids(path, image, num_classes) if num_classes > 2 else _defective(path, image)
+    classes = _class_ids(path, image, num_classes) if num_classes > 2 else _defective(image)
     if not classes.any():
         raise UserError(
             f"mask {path} marks no defect: paint it, or move the image to the good ones and remove "
             "the mask"
         )
+    if image.has_transparency_data and not image.mode.startswith(("I", "F")):
+        alpha = np.asarray(image.convert("RGBA"))[..., 3]
+        if classes[alpha == 0].any():
+            raise UserError(
+                f"mask {path} has pixels that are both transparent and not black, which may be "
+                "meant as background or as defect: save it without transparency, black where no "
+                "defect is"
+            )
     return encode_png(np.asarray(classes, np.uint8)), (image.height, image.width)
 
 
@@ -248,29 +258,20 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _defective(path: pathlib.Path, image: Image.Image) -> np.ndarray:
+def _defective(image: Image.Image) -> np.ndarray:
     """Whether any colour is nonzero: [h, w] bool."""
-    is_jpeg = image.format == "JPEG"
-    alpha = None
+    is_lossy = image.format in _LOSSY
     if not image.mode.startswith(("I", "F")):
-        if image.has_transparency_data:
-            alpha = np.asarray(image.convert("RGBA"))[..., 3]
         image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
-    # JPEG leaves faint ripples around the outline, which are no defect.
+    # Lossy formats leave faint ripples around the outline, which are no defect.
     values = np.atleast_3d(np.asarray(image))
-    defective = np.any(values >= 128 if is_jpeg else values != 0, axis=-1)
-    if alpha is not None and defective[alpha == 0].any():
-        raise UserError(
-            f"mask {path} has pixels that are both transparent and not black, which may be meant "
-            "as background or as defect: save it without transparency, black where no defect is"
-        )
-    return defective
+    return np.any(values >= 128 if is_lossy else values != 0, axis=-1)
 
 
 def _class_ids(path: pathlib.Path, image: Image.Image, num_classes: int) -> np.ndarray:
     """The values [h, w] of an image, all of them class ids."""
     is_grey = image.mode in ("1", "L", "LA", "P", "PA") or image.mode.startswith("I")
-    if image.format == "JPEG" or not is_grey:
+    if image.format in _LOSSY or not is_grey:
         raise UserError(
             f"mask {path} is a {image.format} of pixel format '{image.mode}': with "
             f"data.num_classes {num_classes} save class ids as grey values of a PNG, or as indices "

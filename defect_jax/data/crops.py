@@ -8,7 +8,7 @@ Which crop stands at a place of the stream is a function of (seed, place) and of
 a defect alone. Decoded frames stay in the host's memory.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import ml_collections
@@ -61,7 +61,7 @@ def order(
     """
     share = config.data.defect_share
     if share and not groups:
-        raise UserError(f"data.defect_share is {share}, but no training image has a defect: set 0")
+        raise _no_defect(config)
     count = int(places.max()) + 1
     centred = _generator(config, _CENTRED).random(count) < share
     seeds = _generator(config, _DEFECTIVE).integers(2**32, size=len(groups))
@@ -120,7 +120,7 @@ def train_crops(
     """
     groups = _groups(frames, config.data.balance_types)
     numbers, centred = order(config, len(frames), groups, places)
-    donors = _donors(frames, config.augment) if config.augment.paste_probability else None
+    donors = list(_donors(frames, config.augment)) if config.augment.paste_probability else []
     hard = _is_hard(config, places) & bool(len(mistakes))
     for row, *choices in zip(places, numbers, centred, hard, strict=True):
         crops = [
@@ -138,12 +138,19 @@ def train_crops(
         yield batch
 
 
-def check_donors(config: ml_collections.ConfigDict, examples: Examples) -> None:
-    """Raises UserError where defects are to be pasted and none fits into a patch."""
-    if not config.augment.paste_probability:
-        return
+def check(config: ml_collections.ConfigDict, examples: Examples, host_bytes: int) -> None:
+    """Makes sure, before any training, that there are crops as the config wants them.
+
+    Raises:
+        UserError: see `check_memory`; or there is no defect to crop, or none to paste.
+    """
+    check_memory(config.data, examples, host_bytes)
     labelled = np.flatnonzero(examples.label).tolist()
-    _donors([_decode(config.data, examples, number) for number in labelled], config.augment)
+    frames = (_decode(config.data, examples, number) for number in labelled)
+    if config.augment.paste_probability:
+        next(_donors(frames, config.augment))
+    elif config.data.defect_share and not any(frame.defects for frame in frames):
+        raise _no_defect(config)
 
 
 def check_memory(data: ml_collections.ConfigDict, examples: Examples, host_bytes: int) -> None:
@@ -230,26 +237,32 @@ def _window(frame: Frame, corner: np.ndarray, size: np.ndarray) -> tuple[np.ndar
     return frame.image[top:bottom, left:right], frame.mask[top:bottom, left:right]
 
 
+def _no_defect(config: ml_collections.ConfigDict) -> UserError:
+    return UserError(
+        f"data.defect_share is {config.data.defect_share}, but no training image has a defect that "
+        "is left in the frame that crops are cut from: set 0, or raise data.frame_height"
+    )
+
+
 def _donors(
-    frames: list[Frame], augmentation: ml_collections.ConfigDict
-) -> list[tuple[int, np.ndarray]]:
+    frames: Iterable[Frame], augmentation: ml_collections.ConfigDict
+) -> Iterator[tuple[int, np.ndarray]]:
     """The frames' numbers and the corners of all patches with a defect in the middle."""
-    side = augmentation.paste_size
-    donors = []
+    side, found = augmentation.paste_size, False
     for number, frame in enumerate(frames):
         for defect in frame.defects:
             corner = (defect.min(axis=0) + defect.max(axis=0) + 1 - side) // 2
             _, mask = _window(frame, np.maximum(corner, 0), np.array([side, side]))
             inside = (corner >= 0).all() and mask.shape == (side, side)
             if inside and not (mask[[0, -1]].any() or mask[:, [0, -1]].any()):
-                donors.append((number, corner))
-    if not donors:
+                found = True
+                yield number, corner
+    if not found:
         raise UserError(
             f"augment.paste_size is {side}: no patch of that many pixels around a defect of the "
             "training images lies inside the image and has no defect on its border: choose "
             "another size, or set augment.paste_probability to 0"
         )
-    return donors
 
 
 def _donor(

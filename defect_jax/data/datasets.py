@@ -12,7 +12,7 @@ import numpy as np
 from defect_jax import distributed
 from defect_jax.data import arrays, pipeline
 from defect_jax.data.examples import Examples, concatenate
-from defect_jax.errors import UserError, lookup, require
+from defect_jax.errors import UserError, lookup, naming_missing_fields, require
 from defect_jax.methods import SUPERVISED
 
 
@@ -201,10 +201,7 @@ def check_splits(config: ml_collections.ConfigDict) -> str:
     left_out = len(everything) - len(train)
     if left_out and distributed.is_first():
         print(f"{named}: {left_out} defective training images are left out", flush=True)
-    digest = hashlib.sha256()
-    for name, image, mask in zip(train.filename, train.image, train.mask, strict=True):
-        digest.update(repr((str(name), bytes(image), bytes(mask))).encode())
-    return digest.hexdigest()[:16]
+    return _digest(train)
 
 
 def check_same_images(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> None:
@@ -214,12 +211,22 @@ def check_same_images(config: ml_collections.ConfigDict, workdir: str | pathlib.
         config: of the run, with the `data.root` of now.
         workdir: the run's folder, for the message.
     """
-    digest = check_splits(config)
-    if digest != config.data.train_digest:
+    with naming_missing_fields(workdir):
+        before = config.data.train_digest
+    now = _digest(load_split(config, "train"))
+    if now != before:
         raise UserError(
-            f"{workdir} was trained on other images than those in {config.data.root} (digest "
-            f"{config.data.train_digest} there, {digest} here): pass the right ones as --root"
+            f"{workdir} was trained on other images than those in "
+            f"{config.data.root or config.data.name} (digest {before} there, {now} here): pass the "
+            "right ones as --root"
         )
+
+
+def _digest(examples: Examples) -> str:
+    digest = hashlib.sha256()
+    for name, image, mask in zip(examples.filename, examples.image, examples.mask, strict=True):
+        digest.update(repr((str(name), bytes(image), bytes(mask))).encode())
+    return digest.hexdigest()[:16]
 
 
 def _load(config: ml_collections.ConfigDict, split: str) -> Examples:

@@ -78,7 +78,7 @@ def read_runs(
     entries = []
     for folder in folders:
         config = checkpoint.read_config(folder)
-        with naming_missing_fields(f"{folder} {checkpoint.OTHER_VERSION}"):
+        with naming_missing_fields(folder):
             _check(folder, config)
             if root is not None:
                 config.data.root = root
@@ -88,7 +88,6 @@ def read_runs(
                 config.eval.flip_average = flip_average
             check_defect_fields(config)
             pipeline.check(config)
-            datasets.check_same_images(config, folder)
         entries.append(Entry(folder, config))
     if defect_fields and all(entry.config.data.split != "official" for entry in entries):
         raise UserError(
@@ -96,6 +95,8 @@ def read_runs(
             "split, which none of the runs has. Of other runs, --mode=evaluate of defect_jax.main "
             "takes them as --config.eval fields"
         )
+    for folder, config in entries:
+        datasets.check_same_images(config, folder)
     return entries
 
 

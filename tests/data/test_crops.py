@@ -232,9 +232,20 @@ def test_no_defect_that_fits_a_patch_is_told(config, examples):
     with pytest.raises(UserError, match=r"augment\.paste_size is 4: no patch"):
         next(train_crops(config, examples, places(config, 1)))
     with pytest.raises(UserError, match=r"augment\.paste_size is 4: no patch"):
-        crops.check_donors(config, examples)
+        crops.check(config, examples, 2**30)
     config.augment.paste_size = 9
-    crops.check_donors(config, examples)
+    crops.check(config, examples, 2**30)
+
+
+def test_what_cannot_be_cropped_is_told_before_all_is_decoded(config, examples, monkeypatch):
+    crops.check(config, examples, 2**30)
+    with pytest.raises(UserError, match=r"more than half of this host's"):
+        crops.check(config, examples, 2**10)
+    unmarked = dataclasses.replace(examples, mask=np.zeros_like(examples.mask))
+    with pytest.raises(UserError, match=r"data\.defect_share is .* or raise data\.frame_height"):
+        crops.check(config, unmarked, 2**30)
+    config.data.defect_share = 0.0
+    crops.check(config, unmarked, 2**30)
 
 
 @pytest.mark.parametrize(
