@@ -21,6 +21,7 @@ from typing import Any, NoReturn, TypeVar
 import jax
 import numpy as np
 from jax._src import clusters  # nothing public tells what a cluster announces
+from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
@@ -241,7 +242,9 @@ def _check_devices() -> None:
 
 
 def _own_name() -> str:
-    return f" (process {jax.process_index()})" if jax.distributed.is_initialized() else ""
+    # Where there are no devices, jax.process_index() would raise once more.
+    number = global_state.process_id
+    return f" (process {number})" if jax.distributed.is_initialized() else ""
 
 
 def _first_line(error: Exception) -> str:

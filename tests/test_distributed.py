@@ -309,13 +309,13 @@ with distributed.ending_on_error():
 def start_only(quick_environment):
     """How two processes end that do no more than START, of so many devices each."""
 
-    def start_only(*devices: int) -> list[Ended]:
+    def start_only(*devices: int, **variables: str) -> list[Ended]:
         address = f"127.0.0.1:{free_port()}"
         processes = [
             subprocess.Popen(
                 [sys.executable, "-c", START, address, str(number)],
                 cwd=ROOT,
-                env=quick_environment(count),
+                env=quick_environment(count) | variables,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -334,6 +334,13 @@ def test_processes_with_different_numbers_of_devices_are_named(start_only):
             f"error (process {number}): process 0: 1 devices; process 1: 2 devices: give every "
             "process as many"
         )
+
+
+def test_processes_without_devices_are_told(start_only):
+    for number, one in enumerate(start_only(1, 1, JAX_PLATFORMS="rocket")):
+        assert one.status == 1, one.err
+        expected = f"error (process {number}): JAX cannot use its device (Unable to initialize"
+        assert one.err.splitlines()[-1].startswith(expected)
 
 
 @pytest.fixture(scope="module")
