@@ -27,11 +27,16 @@ class _Stored(gpath.PosixGPath):  # type: ignore[misc]
 def to_path(name: str | os.PathLike) -> pathlib.Path:
     """A path of pathlib; for a name that begins with gs:// or the like one of the same methods.
 
+    A ~ in front is the user's home.
+
     Raises:
-        UserError: no such kind of store is known, or the library is missing that reads it.
+        UserError: no such kind of store or user is known, or the library is missing that reads it.
     """
     if not is_remote(name):
-        return pathlib.Path(name)
+        try:
+            return pathlib.Path(name).expanduser()
+        except RuntimeError as error:
+            raise UserError(f"{name}: {error}") from error
     kind = os.fspath(name).partition("://")[0]
     require(kind, (_WRITABLE, *_READABLE), f"store in {name}")
     path: Any = epath.Path(name) if kind == _WRITABLE else _Stored(name)

@@ -13,7 +13,7 @@ from defect_jax.evaluate import check_defect_fields, evaluate
 from defect_jax.methods import SUPERVISED, make_method
 from defect_jax.metrics import RULES
 from defect_jax.paths import to_writable_path
-from defect_jax.train import check_batch_size, check_length, check_steps, train
+from defect_jax.train import check_batch_size, check_length, check_steps, phase_ends, train
 
 COUNTS = (
     "train.num_steps",
@@ -56,6 +56,10 @@ def run(
         results = _run_one_model(config, workdir, mode, categories, step)
     else:
         results = _run_each(config, workdir, mode, categories, step)
+    last = phase_ends(config, make_method(config))[-1]
+    if any(result["step"] != last for result in results.values()):
+        at = " and ".join(str(one) for one in sorted({one["step"] for one in results.values()}))
+        print(f"\nnote: these are figures of step {at} of {last}", flush=True)
     keys = [key for key in TABLE_KEYS if any(key in result for result in results.values())]
     print("\n" + visualize.results_table(results, keys), flush=True)
     if config.data.category == "all":
@@ -134,12 +138,13 @@ def _resolve(
         checkpoint.check_same_run(workdir, config, stored)
     elif not config.data.validation_files:
         config.data.validation_files = datasets.draw_validation(config)
-    config.data.train_digest = datasets.check_splits(config)
+    digest = datasets.check_splits(config)
+    if stored is not None:
+        datasets.check_same_images(config, workdir, digest)
+    config.data.train_digest = digest
     if stored is None and config.data.fit == "crop":
         crops.check(config, datasets.load_split(config, "train"), devices.host_bytes())
-    if stored is not None:
-        checkpoint.check_same_run(workdir, config, stored)
-    return config.data.train_digest
+    return digest
 
 
 def _check_finite(config: ml_collections.ConfigDict) -> None:

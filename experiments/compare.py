@@ -12,6 +12,7 @@ images of the dataset: what that dataset's licence says of them holds for it too
 import argparse
 import pathlib
 import sys
+import textwrap
 from typing import Any, NamedTuple
 
 import jax
@@ -31,10 +32,14 @@ from defect_jax.evaluate import choose_shown, make_predict, predictions, read_th
 from defect_jax.methods import make_method
 from defect_jax.metrics import Example
 from defect_jax.paths import check_writable
-from defect_jax.train import phase_ends
+from defect_jax.train import check_finished, phase_ends
 
-# Inches: a cell's height, the column of the runs' names, and the strips above and below the cells.
-CELL, NAMES, GAP, HEADER, FOOTER = 1.05, 1.55, 0.05, 0.5, 0.55
+# Inches: a cell's height, the column of the runs' names, and the strip above the cells.
+CELL, NAMES, GAP, HEADER = 1.05, 1.55, 0.05, 0.5
+LEGEND = (
+    "colour: score, from a typical pixel's (none) to a typical image's highest (yellow), by run; "
+    "outline: above the run's threshold, of a segmenter its own, else from good validation images"
+)
 
 
 class Row(NamedTuple):
@@ -78,6 +83,7 @@ def compare(runs: dict[str, pathlib.Path], count: int, root: str | None) -> list
             )
         if root is not None:
             config.data.root = root
+        check_finished(config, folder)
         datasets.check_same_images(config, folder)
     splits = [_choose(config, count) for config in configs]
     for folder, examples in zip(folders, splits, strict=True):
@@ -142,7 +148,9 @@ def draw(rows: list[Row]) -> Figure:
     widths = [CELL * np.clip(one["mask"].shape[1] / one["mask"].shape[0], 0.5, 3) for one in shown]
     num_rows = 2 + len(rows)
     width = NAMES + sum(widths) + GAP * len(shown)
-    height = HEADER + num_rows * (CELL + GAP) + FOOTER
+    legend = textwrap.wrap(LEGEND, max(20, int(15 * (width - 0.2))))  # letters of 8 points
+    footer = 0.25 + 0.15 * len(legend)
+    height = HEADER + num_rows * (CELL + GAP) + footer
     figure = Figure((width, height), dpi=visualize.DPI, facecolor="white")
     cells = figure.subplots(
         num_rows,
@@ -151,7 +159,7 @@ def draw(rows: list[Row]) -> Figure:
         gridspec_kw={
             "left": NAMES / width,
             "right": 1 - GAP / width,
-            "bottom": FOOTER / height,
+            "bottom": footer / height,
             "top": 1 - HEADER / height,
             "wspace": GAP * len(widths) / sum(widths),
             "hspace": GAP / CELL,
@@ -166,13 +174,7 @@ def draw(rows: list[Row]) -> Figure:
     _name_row(cells[1, 0], "true defect")
     for axes, row in zip(cells[2:], rows, strict=True):
         _draw_row(axes, row)
-    figure.text(
-        NAMES / width,
-        0.35 * FOOTER / height,
-        "colour: score, from a typical pixel's (none) to a typical image's highest (yellow), by run"
-        "      outline: above the run's threshold from good validation images",
-        fontsize=8,
-    )
+    figure.text(0.1 / width, 0.1 / height, "\n".join(legend), fontsize=8)
     return figure
 
 
@@ -220,6 +222,8 @@ def main(arguments: list[str] | None = None) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax and tfds tell their inner life at INFO
     runtime.set_up()
     try:
+        if options.out.is_file():
+            raise UserError(f"{options.out} is there already: name another file or remove it")
         check_writable(options.out)
         rows = compare(runs, options.images, options.root)
         visualize.save(draw(rows), options.out)

@@ -311,7 +311,7 @@ def test_what_runs_differ_in_is_said():
         "method.width=16, seed=0", "method.width=32, seed=3"
     ]  # fmt: skip
     with pytest.raises(UserError, match="first and copy are the same run on official"):
-        ensemble.group_runs([entry("first"), entry("other", seed=1), entry("copy")])
+        ensemble.group_runs([entry("first"), entry("other", seed=1), entry("copy", fold=3)])
 
 
 def test_runs_of_several_methods_are_told():

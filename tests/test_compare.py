@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from configs import bsdata_unet, mvtec_autoencoder
 from defect_jax import checkpoint, run
@@ -67,6 +68,23 @@ def test_the_picture_is_written(compare, runs, tmp_path, capsys):
     assert "compare.png" in capsys.readouterr().out
 
 
+def test_a_picture_that_is_there_stays(compare, runs, tmp_path):
+    path = tmp_path / "mine.png"
+    path.write_text("mine")
+    with pytest.raises(SystemExit, match=f"error: {path} is there already"):
+        compare.main(arguments(runs, path))
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("count", [1, 10])
+def test_the_legend_lies_inside_the_picture(compare, runs, count):
+    figure = compare.draw(compare.compare(runs, count, None))
+    (legend,) = [text for text in figure.texts if text.get_text().startswith("colour")]
+    box = legend.get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1
+    assert box.y1 <= min(axes.get_window_extent().y0 for axes in figure.axes)
+
+
 def test_what_cannot_be_compared_is_named(compare, runs, tmp_path):
     first, second = runs.values()
 
@@ -79,6 +97,9 @@ def test_what_cannot_be_compared_is_named(compare, runs, tmp_path):
     unfinished = shutil.copytree(second, tmp_path / "unfinished")
     shutil.rmtree(unfinished / "eval")
     fails(unfinished, "unfinished is not evaluated")
+    without_last = shutil.copytree(second, tmp_path / "without_last")
+    shutil.rmtree(without_last / "checkpoints/2")
+    fails(without_last, "without_last is at step 1 of 2: finish it first")
     damaged = shutil.copytree(second, tmp_path / "damaged")
     (damaged / "eval/test/metrics.json").write_text("[1]")
     fails(damaged, "metrics.json is damaged .it holds a list.: restore it")

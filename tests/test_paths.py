@@ -140,6 +140,9 @@ def test_arrays_are_read_from_a_bucket(config, bucket):
 
 def test_local_paths_stay_as_they_are():
     assert to_path("runs/~a") == pathlib.Path("runs/~a")
+    assert to_path("~/runs") == pathlib.Path.home() / "runs"
+    with pytest.raises(UserError, match=r"~nobody_at_all/runs: Could not determine home"):
+        to_path("~nobody_at_all/runs")
     assert resolve(to_path("runs")) == pathlib.Path.cwd() / "runs"
     assert str(resolve(to_path("gs://bucket/runs"))) == "gs://bucket/runs"
 

@@ -107,10 +107,14 @@ def test_evaluating_again_gives_the_same_and_a_table_with_the_mean(
     again = run.run(config, workdir, "evaluate")
     assert without_seconds(again) == without_seconds(results)
     assert (workdir / "right/calibration.json").is_file() and (workdir / "results.json").is_file()
-    table = capsys.readouterr().out.strip().splitlines()[-3:]
+    printed = capsys.readouterr().out
+    assert "note: these are figures" not in printed
+    table = printed.strip().splitlines()[-3:]
     assert [line.split()[0] for line in table] == ["left", "right", "mean"]
     mean = np.mean([again[category]["pixel_auroc"] for category in again])
     assert f"{mean:.3f}" in table[-1]
+    run.run(config, workdir, "evaluate", step=1)
+    assert "note: these are figures of step 1 of 2" in capsys.readouterr().out
 
 
 def test_a_stopped_run_goes_on(config, finished, tmp_path):

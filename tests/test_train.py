@@ -558,7 +558,7 @@ def test_where_the_data_lies_is_no_difference_but_what_it_holds_is(config, finis
     shutil.copy(sorted((tmp_path / "moved/data").glob("*180000_*.jpg"))[0], frames[0])
     labelled = sorted((tmp_path / "moved/data").glob("*180000_*.jpg"))
     shutil.copy(frames[1], labelled[0])
-    with pytest.raises(UserError, match=r"data\.train_digest"):
+    with pytest.raises(UserError, match=r"was trained on other images than those in .*/moved "):
         run.open_run(moved, finished[0], "train")
 
 

@@ -44,7 +44,7 @@ def load(data: ml_collections.ConfigDict, split: str) -> Examples:
         UserError: no such file, no such split in it, arrays of other names, shapes or types, a
             class that is not below `num_classes`, or a good image whose mask says otherwise.
     """
-    path = to_path(data.root).expanduser()
+    path = to_path(data.root)
     if not path.is_file():
         raise UserError(f"data.root {path} is no file: expected an .npz file of arrays")
     try:

@@ -236,7 +236,7 @@ def _reason(error: Exception) -> str:
 def _existing(root: str) -> pathlib.Path:
     if not root:
         raise UserError("data.root is not set: pass --config.data.root=<clone of BSData>")
-    folder = to_path(root).expanduser()
+    folder = to_path(root)
     for part in ("data", "label", "image_data.json"):
         if not (folder / part).exists():
             raise UserError(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tqdm
 from absl import logging
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from defect_jax import distributed
 from defect_jax.data.examples import Examples
@@ -32,7 +32,8 @@ Generators = Mapping[str, Callable[[], Iterable[dict]]]
 _VERSION = "1.0.2"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _LOSSY = ("JPEG", "WEBP")
-_LEFT_BY_SYSTEMS = ("Thumbs.db", "desktop.ini")
+_LEFT_BY_SYSTEMS = ("Thumbs.db", "ehthumbs.db", "desktop.ini", "@eaDir")
+Image.MAX_IMAGE_PIXELS = None  # line cameras take large ones, and nobody is attacked by their own
 _PNG_END = b"IEND\xaeB`\x82"
 _UNREADABLE = (
     OSError,
@@ -40,7 +41,6 @@ _UNREADABLE = (
     ValueError,
     EOFError,
     struct.error,
-    Image.DecompressionBombError,
 )
 
 
@@ -97,7 +97,7 @@ def prepare(
     Raises:
         UserError: the folder cannot be written, or a generator found bad input.
     """
-    folder = to_writable_path(cache_dir or "~/.cache/defect_jax/datasets").expanduser()
+    folder = to_writable_path(cache_dir or "~/.cache/defect_jax/datasets")
     data_dir = str(folder / name / fingerprint)
     try:
         to_writable_path(data_dir).mkdir(parents=True, exist_ok=True)
@@ -194,7 +194,7 @@ def encode_image(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
 
     PNG and JPEG files with 8 bits a channel, grey or RGB, are taken as they are. Anything else
     becomes an 8-bit PNG: 16-bit grey by 1/257, 16-bit colour by its high byte, alpha left out,
-    the first page of several.
+    the first page of several, upright where EXIF data say that the camera was turned.
 
     Returns:
         The encoded image, and its (height, width).
@@ -302,7 +302,11 @@ def _cannot_write(data_dir: str, error: OSError) -> UserError:
 
 
 def _open(path: pathlib.Path) -> tuple[Image.Image, bytes]:
-    """Returns the fully decoded image and the bytes of its file."""
+    """Returns the fully decoded image and the bytes of its file.
+
+    Where EXIF data say that the camera was turned, the image is upright, as people see it who paint
+    its mask, and there are no bytes.
+    """
     try:
         data = path.read_bytes()
         image = Image.open(io.BytesIO(data))
@@ -313,17 +317,22 @@ def _open(path: pathlib.Path) -> tuple[Image.Image, bytes]:
                 raise EOFError("its end is missing")
             image = Image.open(io.BytesIO(data))
         image.load()
+        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     except _UNREADABLE as error:
         # Pillow's own words end in the address of an object.
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "of no known format" if unknown else " ".join(str(error).split())
         raise UserError(f"cannot read image {path} ({reason}): replace or remove it") from error
-    return image, data
+    if not is_turned:
+        return image, data
+    upright = ImageOps.exif_transpose(image)
+    upright.format = image.format  # which a copy forgets
+    return upright, b""
 
 
 def _is_plain(image: Image.Image, data: bytes) -> bool:
     """Whether the file is a PNG or JPEG with 8 bits a channel, grey or RGB, without alpha."""
-    if image.mode not in ("L", "RGB") or image.format not in ("PNG", "JPEG"):
+    if not data or image.mode not in ("L", "RGB") or image.format not in ("PNG", "JPEG"):
         return False
     # Pillow does not tell a PNG's depth: it is byte 24, in the header that comes first.
     return image.format == "JPEG" or (data[24] == 8 and "transparency" not in image.info)

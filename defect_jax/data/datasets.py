@@ -3,8 +3,8 @@
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
@@ -14,6 +14,9 @@ from defect_jax.data import arrays, pipeline
 from defect_jax.data.examples import Examples, concatenate
 from defect_jax.errors import UserError, lookup, naming_missing_fields, require
 from defect_jax.methods import SUPERVISED
+
+# Of so many masks it is looked at how much they mark.
+_MOST_MASKS = 20
 
 
 class Dataset(NamedTuple):
@@ -173,6 +176,9 @@ def _load_side(config: ml_collections.ConfigDict, split: str) -> Examples:
 def check_splits(config: ml_collections.ConfigDict) -> str:
     """Makes sure, before any training, that a run has images to learn from and to be tested on.
 
+    Prints a note where test images are training images too, or masks mark nothing or most of an
+    image.
+
     Returns:
         A digest of the training images and masks, wherever they lie: 16 hexadecimal digits.
 
@@ -180,46 +186,90 @@ def check_splits(config: ml_collections.ConfigDict) -> str:
         UserError: no training or no test images, no masks for a method that learns from them, or
             bad files.
     """
-    everything = _load_side(config, "train")
+    everything, test = _load_side(config, "train"), load_split(config, "test")
     train, method = _to_learn_from(config, everything), config.method.name
     named = f"{config.data.name} '{config.data.category}'"
-    for split, count in (("train", len(everything)), ("test", len(load_split(config, "test")))):
-        if not count:
+    for split, examples in (("train", everything), ("test", test)):
+        if not len(examples):
             raise UserError(f"{named}: no {split} images")
     if not len(train):
         raise UserError(
             f"{named}: all {len(everything)} training images are defective, and method '{method}' "
             "learns from good ones: add some or take a segmenter"
         )
-    defective = np.flatnonzero(train.label).tolist()
-    if method in SUPERVISED and not any(pipeline.native_mask(train, n).any() for n in defective):
+    masks = (
+        pipeline.fitted_mask(config.data, train, n) for n in np.flatnonzero(train.label).tolist()
+    )
+    if method in SUPERVISED and not any(mask.any() for mask in masks):
         raise UserError(
-            f"{named}: none of the {len(train)} training images shows a defect in a mask, which "
-            f"method '{method}' learns from: add some (in folders to train/<defect>, their masks "
-            "to ground_truth/<defect>)"
+            f"{named}: none of the {len(train)} training images shows a defect in a mask at the "
+            f"size of training, which method '{method}' learns from: add some (in folders to "
+            "train/<defect>, their masks to ground_truth/<defect>), or train on larger images"
         )
-    left_out = len(everything) - len(train)
-    if left_out and distributed.is_first():
-        print(f"{named}: {left_out} defective training images are left out", flush=True)
+    if distributed.is_first():
+        if len(train) < len(everything):
+            count = len(everything) - len(train)
+            print(f"{named}: {count} defective training images are left out", flush=True)
+        for note in (*_twins(everything, test), *_odd_masks("test", test)):
+            print(f"note: {note}", flush=True)
     return _digest(train)
 
 
-def check_same_images(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> None:
+def check_same_images(
+    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, digest: str | None = None
+) -> None:
     """Raises UserError where `data.root` has other training images than a run was trained on.
 
     Args:
         config: of the run, with the `data.root` of now.
         workdir: the run's folder, for the message.
+        digest: what `check_splits` returned; None to look at the images now.
     """
     with naming_missing_fields(workdir):
         before = config.data.train_digest
-    now = _digest(load_split(config, "train"))
+    now = digest or _digest(load_split(config, "train"))
     if now != before:
         raise UserError(
             f"{workdir} was trained on other images than those in "
-            f"{config.data.root or config.data.name} (digest {before} there, {now} here): pass the "
-            "right ones as --root"
+            f"{config.data.root or config.data.name} (digest {before} there, {now} here): name the "
+            "folder of the right ones, or use a new workdir"
         )
+
+
+def _twins(train: Examples, test: Examples) -> Iterator[str]:
+    """What there is to tell of images that are trained on and tested on."""
+    known = {_hash(image) for image in train.image}
+    twins = [
+        name for name, image in zip(test.filename, test.image, strict=True) if _hash(image) in known
+    ]
+    if twins:
+        yield (
+            f"{len(twins)} test images are training images too ({twins[0]} is the first): figures "
+            "on them show what was learned by heart"
+        )
+
+
+def _odd_masks(split: str, examples: Examples) -> Iterator[str]:
+    """What there is to tell of masks that mark nothing, or nearly everything."""
+    defective = np.flatnonzero(examples.label)
+    if not len(defective):
+        return
+    some = defective[:: -(-len(defective) // _MOST_MASKS)].tolist()
+    shares = [float(np.mean(pipeline.native_mask(examples, n) != 0)) for n in some]
+    if not min(shares):
+        yield (
+            f"the mask of {examples.filename[some[int(np.argmin(shares))]]}, a defective {split} "
+            "image, marks nothing: in pixel figures its defect counts as good"
+        )
+    if np.median(shares) > 0.5:
+        yield (
+            f"most {split} masks mark more than {np.median(shares):.0%} of their image as "
+            "defective: are they inverted?"
+        )
+
+
+def _hash(image: Any) -> bytes:
+    return hashlib.blake2b(bytes(image)).digest()
 
 
 def _digest(examples: Examples) -> str:

@@ -10,6 +10,7 @@ holds, `builder.encode_mask` says. Whatever else lies in these three folders is 
 
 import functools
 import pathlib
+import unicodedata
 from collections.abc import Iterable, Iterator
 
 import ml_collections
@@ -80,7 +81,7 @@ def load(data: ml_collections.ConfigDict, split: str) -> Examples:
 def _existing(root: str) -> pathlib.Path:
     if not root:
         raise UserError("data.root is not set: pass --config.data.root=<folder of the images>")
-    folder = to_path(root).expanduser()
+    folder = to_path(root)
     if not folder.is_dir():
         raise UserError(f"data.root {folder} is no folder: expected {_LAYOUT}")
     return folder
@@ -116,13 +117,13 @@ def _match_masks(
     masks: dict[tuple[str, str], pathlib.Path] = {}
     for kind in _folders(folder / "ground_truth"):
         for path in builder.list_images(kind):
-            other = masks.setdefault((kind.name, path.stem.removesuffix("_mask")), path)
+            other = masks.setdefault(_key(kind.name, path.stem.removesuffix("_mask")), path)
             if other != path:
                 raise UserError(f"masks {other} and {path} are of one image: remove one")
     owners: dict[pathlib.Path, pathlib.Path] = {}
     for image in images:
         defect = image.parent.name
-        mask = masks.get((defect, image.stem))
+        mask = masks.get(_key(defect, image.stem))
         if mask is not None and defect == "good":
             raise UserError(f"good image {image} has a mask {mask}: remove it or move the image")
         if mask is not None:
@@ -144,6 +145,11 @@ def _match_masks(
                 "suffix, or the same in train"
             )
     return {image: mask for mask, image in owners.items()}
+
+
+def _key(defect: str, stem: str) -> tuple[str, str]:
+    """The same however an accent is written: archives from a Mac write it as a letter apart."""
+    return unicodedata.normalize("NFC", defect), unicodedata.normalize("NFC", stem)
 
 
 def _rows(

@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.set_verbosity(logging.ERROR)  # tfds tells its inner life at INFO
     try:
         masks = load_masks(options.root, options.cache_dir)
-        content = (to_path(options.root).expanduser() / "image_data.json").read_text("utf-8")
+        content = (to_path(options.root) / "image_data.json").read_text("utf-8")
         for split in folds:
             measured = measure_split(masks, json.loads(content)["images"], split, folds[split])
             print(as_markdown(split, measured) + "\n", flush=True)

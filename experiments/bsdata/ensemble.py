@@ -130,6 +130,7 @@ def group_runs(entries: Sequence[Entry]) -> list[Group]:
             )
         seen: dict[str, pathlib.Path] = {}
         for entry, fields in zip(group.entries, differences(group.entries), strict=True):
+            fields.pop("data.fold", None)  # in which the official split has no part
             twin = seen.setdefault(repr(fields), entry.folder)
             if twin is not entry.folder:
                 raise UserError(

@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from defect_jax.data import builder
 from defect_jax.data.tensorflow_quietly import tf
@@ -245,6 +245,23 @@ def test_list_images_names_what_it_cannot_take(tmp_path, name, make):
     path = tmp_path / name
     make(path)
     assert f"{path} is no image file" in one_line(builder.list_images, tmp_path)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_turned_image_is_upright_as_its_mask_is(tmp_path, orientation, suffix):
+    pixels = np.zeros((40, 60), np.uint8)
+    pixels[5:15, 10:40] = 255
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = save(tmp_path / f"a.{suffix}", pixels, exif=exif)
+    upright = np.rot90(pixels, {3: 2, 6: -1}[orientation])
+    data, size = builder.encode_image(path)
+    np.testing.assert_allclose(decode(data)[..., 0], upright, atol=60)
+    assert size == upright.shape and Image.open(io.BytesIO(data)).getexif() == {}
+    data, size = builder.encode_mask(path, 2)
+    np.testing.assert_array_equal(decode(data)[..., 0], upright > 0)
+    assert size == upright.shape
 
 
 def test_webp_keeps_its_pixels(tmp_path):

@@ -214,3 +214,58 @@ def test_what_cannot_be_joined_is_named(config):
     larger = dataclasses.replace(files, image=np.zeros((len(files), 8, 6, 3), np.uint8))
     assert "of files and [4, 6, 3]" in one_line(concatenate, [files, arrays])
     assert "[4, 6, 3] and [8, 6, 3]" in one_line(concatenate, [arrays, larger])
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), np.uint8)
+
+
+@pytest.fixture
+def notes(tmp_path, capsys):
+    """What is noted of arrays, of which these differ from six good and six defective images."""
+
+    def notes(**arrays: np.ndarray) -> str:
+        config = mvtec_autoencoder.get_config()
+        config.data.update(name="arrays", root=str(tmp_path / "a.npz"), category="part")
+        config.data.update(image_size=(8, 8), channels=1)
+        mask = np.zeros((6, 8, 8), np.uint8)
+        mask[:, 2:5, 2:4] = 1
+        given = {"train_image": IMAGES[:6], "test_image": IMAGES[6:], "test_mask": mask} | arrays
+        np.savez(tmp_path / "a.npz", **given)
+        datasets.check_splits(config)
+        return capsys.readouterr().out
+
+    return notes
+
+
+def test_nothing_is_noted_of_images_and_masks_as_they_should_be(notes):
+    assert notes() == ""
+
+
+def test_images_on_both_sides_are_noted(notes):
+    told = notes(test_image=IMAGES[3:9])
+    assert told.startswith("note: 3 test images are training images too (test/000000 is the first)")
+
+
+def test_masks_that_mark_nothing_or_nearly_all_are_noted(notes):
+    mask = np.zeros((6, 8, 8), np.uint8)
+    mask[1:, 2:5, 2:4] = 1
+    kinds = np.array(["pit"] * 6)
+    told = notes(test_mask=mask, test_defect_type=kinds)
+    assert told.startswith("note: the mask of test/000000, a defective test image, marks nothing")
+    told = notes(test_mask=1 - mask)
+    assert told.startswith("note: most test masks mark more than 91% of their image")
+
+
+def test_masks_that_vanish_at_the_size_of_training_teach_nothing(mvtec_root, prepared):
+    config = bsdata_unet.get_config()
+    config.data.update(name="mvtec", root=str(mvtec_root), category="part", cache_dir=prepared)
+    examples = datasets.load_split(config, "test")
+    config.data.image_size = (2, 2)
+    count = int(examples.label.sum())
+    assert count and not any(
+        pipeline.fitted_mask(config.data, examples, n).any() for n in range(len(examples))
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "_load_side", lambda config, split: examples)
+        message = one_line(datasets.check_splits, config)
+    assert "at the size of training" in message and "larger images" in message

@@ -221,6 +221,13 @@ def test_mask_that_marks_nothing(data, root):
     assert f"{path} marks no defect" in one_line(data)
 
 
+def test_names_may_write_an_accent_in_either_way(data, root):
+    nut = root / "nut"
+    (nut / "test/crack").rename(nut / "test/rei\u00df\u00fcber")
+    (nut / "ground_truth/crack").rename(nut / "ground_truth/rei\u00dfu\u0308ber")
+    assert mvtec.load(data, "test").label.sum() == 2
+
+
 def test_unknown_split(data):
     with pytest.raises(UserError, match=r"'valid'.*test, train"):
         mvtec.load(data, "valid")
