@@ -34,9 +34,12 @@ def run_of(tmp_path, monkeypatch):
     image = np.round(level)[:, None, None, None] * np.ones((1, 8, 8, 3))
     image[14:, 3, 4] *= 2
     kinds = np.array(["good"] * 12 + ["spot"] * 12)
+    mask = np.zeros((24, 8, 8), np.uint8)
+    mask[12:, 3, 4] = 1
     arrays = {
         "train_image": np.full((10, 8, 8, 3), 85, np.uint8),
         "test_image": image.astype(np.uint8),
+        "test_mask": mask,
         "test_defect_type": kinds,
     }
     np.savez(tmp_path / "arrays.npz", **arrays)
@@ -106,7 +109,10 @@ def test_an_unfinished_run_is_told(brightness, run_of):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"test_defect_type": np.array(["spot"] * 24)}, "are all good or all defective"),
+        (
+            {"test_defect_type": np.array(["spot"] * 24)},
+            "are all good or all defective",
+        ),
         ({"train_image": np.full((10, 8, 8, 3), 86, np.uint8)}, "was trained on other images"),
     ],
 )

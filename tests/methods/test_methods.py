@@ -133,14 +133,6 @@ def test_the_average_over_flips_turns_with_the_image(residual_segmenter, batch):
             np.testing.assert_allclose(np.flip(turned[name], axis), plain[name], atol=2e-3)
 
 
-@pytest.mark.parametrize("num_classes", [1, 257])
-def test_a_segmenter_has_classes_that_fit_a_byte(num_classes):
-    config = segmenter_config()
-    config.data.num_classes = num_classes
-    with pytest.raises(UserError, match=rf"data\.num_classes is {num_classes}: .* at most 256"):
-        make_method(config)
-
-
 def test_levels_weigh_half_as_much_each():
     """A defect of one pixel at (3, 3), which the half-sized level sees at (1, 1)."""
     method = ml_collections.ConfigDict({"losses": ("cross_entropy",)})
