@@ -15,7 +15,7 @@ from defect_jax.data.examples import Examples, concatenate
 from defect_jax.errors import UserError, lookup, naming_missing_fields, require
 from defect_jax.methods import SUPERVISED
 
-# Of so many masks it is looked at how much they mark.
+# Of so many masks in files it is looked at how much they mark.
 _MOST_MASKS = 20
 
 
@@ -210,7 +210,7 @@ def check_splits(config: ml_collections.ConfigDict) -> str:
         if len(train) < len(everything):
             count = len(everything) - len(train)
             print(f"{named}: {count} defective training images are left out", flush=True)
-        for note in (*_twins(everything, test), *_odd_masks("test", test)):
+        for note in (*_twins(everything, test), *_odd_masks(test)):
             print(f"note: {note}", flush=True)
     return _digest(train)
 
@@ -249,22 +249,24 @@ def _twins(train: Examples, test: Examples) -> Iterator[str]:
         )
 
 
-def _odd_masks(split: str, examples: Examples) -> Iterator[str]:
-    """What there is to tell of masks that mark nothing, or nearly everything."""
-    defective = np.flatnonzero(examples.label)
+def _odd_masks(test: Examples) -> Iterator[str]:
+    """What there is to tell of test masks that mark nothing, or most of their image."""
+    defective = np.flatnonzero(test.label)
     if not len(defective):
         return
-    some = defective[:: -(-len(defective) // _MOST_MASKS)].tolist()
-    shares = [float(np.mean(pipeline.native_mask(examples, n) != 0)) for n in some]
+    # Those of arrays cost nothing, and they alone may mark nothing.
+    every = 1 if test.is_decoded else -(-len(defective) // _MOST_MASKS)
+    some = defective[::every].tolist()
+    shares = [float(np.mean(pipeline.native_mask(test, n) != 0)) for n in some]
     if not min(shares):
         yield (
-            f"the mask of {examples.filename[some[int(np.argmin(shares))]]}, a defective {split} "
-            "image, marks nothing: in pixel figures its defect counts as good"
+            f"the mask of {test.filename[some[int(np.argmin(shares))]]}, a defective test image, "
+            "marks nothing: in pixel figures its defect counts as good"
         )
     if np.median(shares) > 0.5:
         yield (
-            f"most {split} masks mark more than {np.median(shares):.0%} of their image as "
-            "defective: are they inverted?"
+            f"the median test mask marks {np.median(shares):.0%} of its image as defective: are "
+            "the masks inverted?"
         )
 
 
